@@ -1,0 +1,19 @@
+"""What can go wrong between the stages, named after what the user should do next."""
+
+from __future__ import annotations
+
+
+class HullseekerError(Exception):
+    """Base of the errors raised by makers and workflows."""
+
+
+class ConfigError(HullseekerError, ValueError):
+    """The user's settings are wrong and nothing was computed yet: fix the search file."""
+
+
+class LabelError(HullseekerError, RuntimeError):
+    """The first-principles stage failed as a whole: look at the folder that the message names."""
+
+
+class StopError(HullseekerError, RuntimeError):
+    """The search cannot continue: decide what to do."""
