@@ -23,7 +23,7 @@ BATCH_FORMAT = 1
 class StructureBatch(MSONable):
     """Many crystals as a few arrays.
 
-    A list of pymatgen structures costs about 4 kB and a millisecond each in a document; the same as columns costs 300 bytes.
+    A pymatgen structure costs about 4 kB and a millisecond in a document; as columns the same costs 300 bytes.
 
     Parameters
     ----------
