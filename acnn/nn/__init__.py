@@ -1,0 +1,1 @@
+"""The network: embedding, optional attention, fitting, short-range repulsion, and the potential made of them."""

@@ -1,0 +1,329 @@
+"""The potential: reference energies + short-range repulsion + embedding, attention and fitting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from ase.data import atomic_numbers
+from torch import nn
+
+from acnn.errors import ModelError
+from acnn.neighbors import Neighbors, build_neighbors
+from acnn.nn.attention import Attention
+from acnn.nn.embedding import Embedding
+from acnn.nn.fitting import Fitting, Whitening
+from acnn.nn.graph import Graph, compact, pad_vectors, system_pieces
+from acnn.nn.repulsion import Repulsion
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from acnn.batch import Batch
+    from acnn.config import ModelConfig
+
+PIECE_ATOMS = {"cpu": 512, "cuda": 65536}
+"""Atoms evaluated together: what stays in the cache of a CPU, what fills a GPU."""
+
+CLOSEST = 1e-3  # Å; distances are not taken smaller, so that coinciding atoms give large, finite numbers
+
+
+@dataclass(slots=True)
+class Output:
+    """What a potential says about a batch.
+
+    Parameters
+    ----------
+    energy
+        Total energies, shape (n_systems,), float64, eV.
+    forces
+        Shape (n_atoms, 3), eV/Å.
+    stress
+        +(1/V) dE/d(strain), shape (n_systems, 3, 3), eV/Å^3, tension positive.
+    atomic_energy
+        Energies by atom, shape (n_atoms,), float64, eV.
+    energy_spread
+        Calibrated standard deviation of the committee's energy per atom, shape (n_systems,), eV/atom;
+        zero for one member.
+    force_spread
+        Length of the standard deviation of the force, shape (n_atoms,), eV/Å; None unless it was asked for.
+    """
+
+    energy: torch.Tensor
+    forces: torch.Tensor
+    stress: torch.Tensor
+    atomic_energy: torch.Tensor
+    energy_spread: torch.Tensor
+    force_spread: torch.Tensor | None = None
+
+
+class Potential(nn.Module):
+    """A committee of networks over one descriptor.
+
+    Parameters
+    ----------
+    config
+        Shape of the network.
+    elements
+        Chemical symbols that the potential knows.
+    seed
+        Of the initial weights.
+
+    Notes
+    -----
+    Its buffers hold what is set from data, not trained: reference energies (eV), energy scale (eV), whitening,
+    repulsion onsets (Å) and the factor that calibrates the spread.
+    """
+
+    reference: torch.Tensor
+    scale: torch.Tensor
+    calibration: torch.Tensor
+    lookup: torch.Tensor
+
+    def __init__(self, config: ModelConfig, elements: Sequence[str], seed: int = 0) -> None:
+        super().__init__()
+        if not elements or len(set(elements)) != len(elements):
+            raise ModelError(f"elements: expected at least one, each once, got {list(elements)}")
+        self.config = config
+        self.elements: tuple[str, ...] = tuple(elements)
+        self.metadata: dict[str, Any] = {}
+        numbers = [_number(symbol) for symbol in elements]
+        generator = torch.Generator().manual_seed(seed)
+        n = len(numbers)
+        self.embedding = Embedding(config, n, generator)
+        n_features = self.embedding.n_features
+        self.whitening = Whitening(n_features, n)
+        self.attention = Attention(config, n_features, n, generator) if config.attention_blocks else None
+        width = n_features + (config.attention_width if config.attention_blocks else 0)
+        self.fitting = Fitting(width, n, config.hidden, config.members, generator)
+        self.repulsion = Repulsion(numbers)
+        self.register_buffer("reference", torch.zeros(n, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+        self.register_buffer("calibration", torch.ones((), dtype=torch.float64))
+        lookup = torch.full((119,), -1, dtype=torch.int64)
+        lookup[numbers] = torch.arange(n)
+        self.register_buffer("lookup", lookup, persistent=False)
+        self.to(getattr(torch, config.dtype))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:  # noqa: ANN401, FBT001, FBT002 - the signature of torch
+        """Convert as asked, but keep the reference energies in double precision."""
+        exact = self.reference
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it so
+        self.reference = exact.to(self.reference.device)
+        return self
+
+    @property
+    def cutoff(self) -> float:
+        """The largest cutoff, Å."""
+        return self.config.cutoff
+
+    @property
+    def n_members(self) -> int:
+        """Number of committee members."""
+        return self.config.members
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the network."""
+        return self.scale.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return self.scale.device
+
+    def species_of(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Translate atomic numbers to positions in `elements`.
+
+        Parameters
+        ----------
+        numbers
+            Atomic numbers, any shape.
+
+        Returns
+        -------
+        torch.Tensor
+            Same shape, int64.
+
+        Raises
+        ------
+        ModelError
+            If an element is unknown to the potential.
+        """
+        species: torch.Tensor = self.lookup[numbers]
+        if bool((species < 0).any()):
+            unknown = sorted({int(z) for z in numbers[species < 0].tolist()})
+            known = ", ".join(self.elements)
+            raise ModelError(f"the potential knows {known}; the structures also hold atomic numbers {unknown}")
+        return species
+
+    def forward(self, graph: Graph) -> torch.Tensor:
+        """Compute the members' energy of each atom, without the reference energies.
+
+        Parameters
+        ----------
+        graph
+            Neighbourhoods; the result is differentiable in its vectors.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (n_atoms, n_members), eV.
+        """
+        distances = graph.vectors.square().sum(-1).clamp(min=CLOSEST**2).sqrt()
+        neighbor_species = graph.species[graph.index]
+        seen, extra = distances, None
+        if bool((distances.detach() < self.repulsion.onset.max()).any()):
+            first = graph.species[:, None]
+            extra = self.repulsion(distances, first, neighbor_species)
+            seen = self.repulsion.soften(distances, self.repulsion.onset[first, neighbor_species])
+        features = self.embedding(graph.vectors, distances, seen, neighbor_species)
+        if self.attention is not None:
+            white = self._whitened(features, graph.species)
+            coupled = self.attention(white, graph.species, graph.index, seen)
+            features = torch.cat([features, coupled], dim=1)
+        energies = self.fitting(features, graph.species, self.whitening) * self.scale
+        return energies if extra is None else energies + extra[:, None]
+
+    def _whitened(self, features: torch.Tensor, species: torch.Tensor) -> torch.Tensor:
+        """Whiten invariants; by element."""
+        centred = features - self.whitening.mean[species]
+        if len(self.elements) == 1:
+            return centred @ self.whitening.matrix[0]
+        white = torch.zeros_like(centred)
+        for element in range(len(self.elements)):
+            chosen = torch.nonzero(species == element)[:, 0]
+            white = white.index_add(0, chosen, centred.index_select(0, chosen) @ self.whitening.matrix[element])
+        return white
+
+    def compute(self, batch: Batch, neighbors: Neighbors | None = None, *, spread: bool = False) -> Output:
+        """Compute energies, forces and stresses of a batch of any size.
+
+        Parameters
+        ----------
+        batch
+            Structures on the potential's device; not changed.
+        neighbors
+            Neighbours within at least `cutoff`, farther ones are ignored; None: they are searched.
+        spread
+            Also compute the committee's spread of the forces, at the cost of one more gradient per member.
+
+        Returns
+        -------
+        Output
+            Detached tensors in the order of the batch.
+
+        Raises
+        ------
+        ModelError
+            If the batch holds an element that the potential does not know.
+        """
+        species = self.species_of(batch.numbers)
+        if neighbors is None:
+            neighbors = build_neighbors(batch, self.cutoff)
+        limit = PIECE_ATOMS["cuda" if batch.positions.is_cuda else "cpu"]
+        counts: list[int] = torch.bincount(batch.system, minlength=batch.n_systems).tolist()
+        starts = [0]
+        for count in counts:
+            starts.append(starts[-1] + count)
+        parts = []
+        for begin, end in system_pieces(counts, limit):
+            atoms = slice(starts[begin], starts[end])
+            graph = self._graph(batch, neighbors, species, atoms, slice(begin, end))
+            parts.append(self._evaluate(graph, batch.cells[begin:end], spread=spread))
+        return _join(parts)
+
+    def _graph(self, batch: Batch, neighbors: Neighbors, species: torch.Tensor, atoms: slice, systems: slice) -> Graph:
+        """Cut out whole structures."""
+        with torch.no_grad():
+            index, positions = neighbors.index[atoms], batch.positions
+            system = batch.system[atoms]
+            vectors = torch.bmm(neighbors.shift[atoms].to(positions.dtype), batch.cells[system])
+            vectors = vectors + positions[index] - positions[atoms][:, None, :]
+            vectors = pad_vectors(vectors, neighbors.mask[atoms], self.cutoff).to(self.dtype)
+            vectors, index = compact(vectors, index - atoms.start, self.cutoff)
+            return Graph(vectors, index, species[atoms], system - systems.start, systems.stop - systems.start)
+
+    def _evaluate(self, graph: Graph, cells: torch.Tensor, *, spread: bool) -> Output:
+        """Evaluate one piece."""
+        graph.vectors.requires_grad_(True)  # noqa: FBT003 - the signature of torch
+        with torch.enable_grad():
+            members = self(graph)
+            gradient = torch.autograd.grad(members.sum(), graph.vectors, retain_graph=spread)[0] / self.n_members
+        forces, virial = assemble(graph, gradient)
+        volumes = torch.linalg.det(cells).abs()
+        exact = members.detach().double()
+        atomic = exact.mean(1) + self.reference[graph.species]
+        energy = atomic.new_zeros(graph.n_systems).index_add(0, graph.system, atomic)
+        output = Output(
+            energy,
+            forces.to(cells.dtype),
+            virial.to(cells.dtype) / volumes[:, None, None],
+            atomic,
+            self._energy_spread(graph, exact),
+        )
+        if spread:
+            output.force_spread = self._force_spread(graph, members)
+        return output
+
+    def _energy_spread(self, graph: Graph, members: torch.Tensor) -> torch.Tensor:
+        """Compute the calibrated standard deviation over the members, eV/atom."""
+        if self.n_members == 1:
+            return members.new_zeros(graph.n_systems)
+        totals = members.new_zeros((graph.n_systems, self.n_members)).index_add(0, graph.system, members)
+        counts = torch.bincount(graph.system, minlength=graph.n_systems)
+        return totals.std(1) / counts * self.calibration
+
+    def _force_spread(self, graph: Graph, members: torch.Tensor) -> torch.Tensor:
+        """Compute the length of the members' standard deviation of each force, eV/Å."""
+        if self.n_members == 1:
+            return members.new_zeros(graph.n_atoms).detach()
+        sums = members.sum(0)
+        forces = [
+            assemble(graph, torch.autograd.grad(sums[m], graph.vectors, retain_graph=m + 1 < self.n_members)[0])[0]
+            for m in range(self.n_members)
+        ]
+        return torch.stack(forces).var(0).sum(-1).sqrt() * self.calibration
+
+
+def assemble(graph: Graph, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn derivatives by the neighbour vectors into forces and virials.
+
+    Parameters
+    ----------
+    graph
+        The neighbourhoods.
+    gradient
+        dE/d(vectors), shape (n_atoms, K, 3), eV/Å.
+
+    Returns
+    -------
+    tuple
+        Forces, shape (n_atoms, 3), eV/Å, and dE/d(strain), shape (n_systems, 3, 3), eV.
+    """
+    pushed = torch.zeros_like(gradient[:, 0]).index_add(0, graph.index.reshape(-1), gradient.reshape(-1, 3))
+    forces = gradient.sum(1) - pushed
+    local = torch.bmm(graph.vectors.detach().transpose(1, 2), gradient)
+    virial = local.new_zeros((graph.n_systems, 3, 3)).index_add(0, graph.system, local)
+    return forces, 0.5 * (virial + virial.transpose(1, 2))
+
+
+def _join(parts: list[Output]) -> Output:
+    """Put the pieces together."""
+    spreads = [part.force_spread for part in parts if part.force_spread is not None]
+    return Output(
+        torch.cat([part.energy for part in parts]),
+        torch.cat([part.forces for part in parts]),
+        torch.cat([part.stress for part in parts]),
+        torch.cat([part.atomic_energy for part in parts]),
+        torch.cat([part.energy_spread for part in parts]),
+        torch.cat(spreads) if spreads else None,
+    )
+
+
+def _number(symbol: str) -> int:
+    """Look up an atomic number."""
+    if symbol not in atomic_numbers or symbol == "X":
+        raise ModelError(f"elements: {symbol!r} is not a chemical symbol")
+    return int(atomic_numbers[symbol])
