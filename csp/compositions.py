@@ -1,0 +1,256 @@
+"""The plan over compositions and cell sizes: fair at first, then more where the hull is near or undecided."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import product
+from math import gcd
+
+import numpy as np
+from numpy.typing import NDArray
+from pymatgen.core.composition import Composition
+
+from csp.config import GenerateConfig
+from csp.elements import element, oxidation_states
+from csp.errors import ConfigError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+MAX_TABLE = 2_000_000  # compositions listed at most; larger systems need element_ranges or fewer atoms
+NEAR = 0.1  # eV/atom above the hull over which interest in a composition fades
+FLOOR = 0.05  # share of interest that even a hopeless composition keeps
+TRIED = 50  # attempts after which a composition counts as half explored
+SIMPLE = 0.5  # weight of a reduced formula falls with its size to this power
+
+
+def plan_compositions(
+    elements: Sequence[str],
+    settings: GenerateConfig,
+    rng: np.random.Generator,
+    n: int,
+    *,
+    attempts: Mapping[str, int] | None = None,
+    hull_distances: Mapping[str, float] | None = None,
+) -> list[dict[str, int]]:
+    """Choose the contents of ``n`` primitive cells.
+
+    Parameters
+    ----------
+    elements
+        Chemical symbols of the system.
+    settings
+        Compositions, formula units, atoms, ranges, charge balance.
+    rng
+        Source of chance.
+    n
+        Cells wanted.
+    attempts
+        Crystals already tried, by reduced formula (alphabetical, as ``reduced_formula`` writes it).
+    hull_distances
+        Least enthalpy above the hull seen so far by reduced formula, eV/atom.
+
+    Returns
+    -------
+    list[dict[str, int]]
+        Atoms by element of each cell, absent elements left out, in the order of ``elements``.
+
+    Raises
+    ------
+    ConfigError
+        If no composition meets the settings.
+
+    Notes
+    -----
+    Without results every number of elements k gets a share proportional to k (end members included), simple formulae
+    more than complicated ones. Results then multiply the weight of a formula by how near the hull it came, with a
+    floor, and divide it by how often it was tried.
+    """
+    symbols = tuple(dict.fromkeys(elements))
+    for symbol in symbols:
+        element(symbol)
+    formulae = _listed(symbols, settings) if settings.compositions is not None else _varied(symbols, settings)
+    weights = _weights(formulae, symbols, attempts or {}, hull_distances or {}, fixed=settings.compositions is not None)
+    picks = _even_draw(weights, rng, n)
+    units = rng.random(n)
+    plan: list[dict[str, int]] = []
+    for pick, chance in zip(picks, units, strict=True):
+        unit = formulae[pick]
+        sizes = _sizes(int(unit.sum()), settings)
+        counts = unit * sizes[int(chance * len(sizes))]
+        plan.append({symbol: int(count) for symbol, count in zip(symbols, counts, strict=True) if count})
+    return plan
+
+
+def _sizes(unit: int, settings: GenerateConfig) -> range:
+    """Give the numbers of formula units of so many atoms that fit the cell."""
+    low = max(settings.formula_units[0], -(-settings.atoms[0] // unit))
+    high = min(settings.formula_units[1], settings.atoms[1] // unit)
+    return range(low, high + 1)
+
+
+def _listed(symbols: tuple[str, ...], settings: GenerateConfig) -> Ints:
+    """Read the user's formulae, shape (n, n_elements)."""
+    rows: list[list[int]] = []
+    for formula in settings.compositions or ():
+        rows.append(_read_formula(formula, symbols))
+        unit = sum(rows[-1])
+        if not _sizes(unit, settings):
+            raise ConfigError(
+                f"generate.compositions: {formula} has {unit} atoms per formula unit; no number of formula units from "
+                f"{settings.formula_units[0]} to {settings.formula_units[1]} gives {settings.atoms[0]} to "
+                f"{settings.atoms[1]} atoms (generate.formula_units, generate.atoms)"
+            )
+    return np.array(rows, dtype=np.int64)
+
+
+def _read_formula(formula: str, symbols: tuple[str, ...]) -> list[int]:
+    """Read a formula with whole numbers of the system's elements."""
+    try:
+        amounts = Composition(formula).get_el_amt_dict()
+    except ValueError as error:
+        raise ConfigError(f"generate.compositions: expected a formula such as MgH2, got {formula!r}") from error
+    foreign = sorted(set(amounts) - set(symbols))
+    if foreign:
+        raise ConfigError(
+            f"generate.compositions: {formula} contains {', '.join(foreign)}, which is not in {'-'.join(symbols)}"
+        )
+    counts = [amounts.get(symbol, 0.0) for symbol in symbols]
+    if any(count != round(count) for count in counts) or not sum(counts):
+        raise ConfigError(f"generate.compositions: expected whole numbers of atoms, got {formula}")
+    return [round(count) for count in counts]
+
+
+def _varied(symbols: tuple[str, ...], settings: GenerateConfig) -> Ints:
+    """List every reduced formula of the system that the settings allow, shape (n, n_elements)."""
+    strange = sorted(set(settings.element_ranges) - set(symbols))
+    if strange:
+        raise ConfigError(
+            f"generate.element_ranges: expected elements of {'-'.join(symbols)}, got {', '.join(strange)}"
+        )
+    formulae = reduced_compositions(len(symbols), settings.atoms[1])
+    total = formulae.sum(axis=1)
+    low = np.maximum(settings.formula_units[0], -(-settings.atoms[0] // total))
+    high = np.minimum(settings.formula_units[1], settings.atoms[1] // total)
+    formulae = formulae[low <= high]
+    fractions = formulae / formulae.sum(axis=1, keepdims=True)
+    for symbol, (least, most) in settings.element_ranges.items():
+        column = symbols.index(symbol)
+        kept = (fractions[:, column] >= least - 1e-9) & (fractions[:, column] <= most + 1e-9)
+        formulae, fractions = formulae[kept], fractions[kept]
+    if settings.charge_balanced:
+        formulae = formulae[charge_balanced(formulae, symbols)]
+    if not len(formulae):
+        raise ConfigError(
+            f"generate: no composition of {'-'.join(symbols)} has {settings.atoms[0]} to {settings.atoms[1]} atoms, "
+            f"{settings.formula_units[0]} to {settings.formula_units[1]} formula units"
+            f"{', balanced charges' if settings.charge_balanced else ''} and fractions within element_ranges "
+            f"{settings.element_ranges}; widen one of atoms, formula_units, element_ranges, charge_balanced"
+        )
+    return np.asarray(formulae, dtype=np.int64)
+
+
+@lru_cache(maxsize=8)
+def reduced_compositions(n_elements: int, max_atoms: int) -> Ints:
+    """List all compositions whose counts have no common divisor.
+
+    Parameters
+    ----------
+    n_elements
+        Elements of the system.
+    max_atoms
+        Most atoms of a reduced formula.
+
+    Returns
+    -------
+    Ints
+        (n, n_elements) counts, end members included.
+
+    Raises
+    ------
+    ConfigError
+        If there would be more than two million of them.
+    """
+    rows = np.zeros((1, 0), dtype=np.int64)
+    for _ in range(n_elements):
+        used = rows.sum(axis=1)
+        room = max_atoms - used + 1
+        if room.sum() > MAX_TABLE:
+            raise ConfigError(
+                f"generate.atoms: {n_elements} elements and up to {max_atoms} atoms give more than {MAX_TABLE} "
+                "compositions; lower generate.atoms or list generate.compositions"
+            )
+        last = np.arange(room.sum()) - np.repeat(np.cumsum(room) - room, room)
+        rows = np.column_stack([np.repeat(rows, room, axis=0), last])
+    coprime = np.gcd.reduce(rows, axis=1) == 1
+    return np.asarray(rows[coprime], dtype=np.int64)
+
+
+def charge_balanced(formulae: Ints, symbols: Sequence[str]) -> NDArray[np.bool_]:
+    """Tell which compositions common oxidation states can balance.
+
+    Parameters
+    ----------
+    formulae
+        (n, n_elements) counts.
+    symbols
+        The elements.
+
+    Returns
+    -------
+    NDArray[np.bool_]
+        (n,); elements by themselves count as balanced.
+    """
+    fine: NDArray[np.bool_] = (formulae > 0).sum(axis=1) == 1
+    for states in product(*(oxidation_states(symbol) or (0,) for symbol in symbols)):
+        fine |= formulae @ np.array(states) == 0
+    return fine
+
+
+def _weights(
+    formulae: Ints,
+    symbols: tuple[str, ...],
+    attempts: Mapping[str, int],
+    hull_distances: Mapping[str, float],
+    *,
+    fixed: bool,
+) -> Floats:
+    """Weigh formulae by fairness and by what was seen so far, shape (n,), sum 1."""
+    order = (formulae > 0).sum(axis=1)
+    weights = np.ones(len(formulae)) if fixed else formulae.sum(axis=1) ** -SIMPLE
+    if not fixed:
+        for k in range(1, len(symbols) + 1):
+            members = order == k
+            if members.any():
+                weights[members] *= k / weights[members].sum()
+    known = set(attempts) | set(hull_distances)
+    if known:
+        place = {
+            row: i for i, row in enumerate(map(tuple, (formulae // np.gcd.reduce(formulae, axis=1)[:, None]).tolist()))
+        }
+        for formula in known:
+            row = _row(formula, symbols)
+            index = place.get(row)
+            if index is None:
+                continue
+            distance = hull_distances.get(formula)
+            interest = 1.0 if distance is None else FLOOR + np.exp(-max(distance, 0.0) / NEAR)
+            weights[index] *= interest / (1.0 + attempts.get(formula, 0) / TRIED)
+    normalised: Floats = weights / weights.sum()
+    return normalised
+
+
+def _row(formula: str, symbols: tuple[str, ...]) -> tuple[int, ...]:
+    """Turn a formula into reduced counts in the order of the elements."""
+    amounts = Composition(formula).get_el_amt_dict()
+    counts = [round(amounts.get(symbol, 0.0)) for symbol in symbols]
+    divisor = gcd(*counts) or 1
+    return tuple(count // divisor for count in counts)
+
+
+def _even_draw(weights: Floats, rng: np.random.Generator, n: int) -> Ints:
+    """Draw n indices with these weights by systematic sampling: shares are met to within one, order is random."""
+    if n == 0:
+        return np.zeros(0, dtype=np.int64)
+    points = (np.arange(n) + rng.random()) / n
+    picks = np.searchsorted(np.cumsum(weights), points * (1 - 1e-12), side="right")
+    return rng.permutation(np.minimum(picks, len(weights) - 1))

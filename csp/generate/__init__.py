@@ -1,0 +1,5 @@
+"""Making trial crystals."""
+
+from csp.generate.make import Generated, generate
+
+__all__ = ["Generated", "generate"]

@@ -1,0 +1,270 @@
+"""Wyckoff positions of the 230 space groups, derived from spglib's symmetry operations in the primitive cell."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations, product
+from math import gcd
+
+import numpy as np
+import spglib
+from numpy.typing import NDArray
+
+from csp.errors import DataError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+N_GROUPS = 230
+N_HALL = 530
+GRID = 24  # every special position sits on a 1/24 grid of the primitive cell, along the directions that are fixed
+IDENTITY = np.eye(3, dtype=np.int64)
+GENERIC = np.array([0.1234567891, 0.3141592653, 0.2718281828])  # a point that lies on no symmetry element
+MAX_SHIFT = 4  # lattice translations that can bring an operation's fixed points into the unit cell
+
+
+@dataclass(frozen=True, eq=False)
+class Wyckoff:
+    """One Wyckoff position, in fractions of the primitive cell.
+
+    Parameters
+    ----------
+    multiplicity
+        Atoms of one orbit in the primitive cell.
+    freedom
+        Dimension of the position: 0 for a point, 3 for the general position.
+    projector
+        (3, 3); with ``offset``, takes any x to the point ``projector @ x + offset`` of the position.
+    offset
+        (3,).
+    rotations
+        (multiplicity, 3, 3); with ``translations``, make the orbit: ``rotations @ x + translations``.
+    translations
+        (multiplicity, 3).
+    """
+
+    multiplicity: int
+    freedom: int
+    projector: Floats
+    offset: Floats
+    rotations: Floats
+    translations: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class SpaceGroup:
+    """A space group in its primitive cell.
+
+    Parameters
+    ----------
+    number
+        1 to 230.
+    basis
+        (3, 3); rows are the primitive vectors in units of the conventional ones.
+    rotations
+        (n, 3, 3) integer matrices of the primitive cell, acting on columns of fractions.
+    translations
+        (n, 3) fractions of the primitive cell.
+    conventional_rotations
+        (n, 3, 3) the same rotations in the conventional basis.
+    positions
+        Wyckoff positions, the most special first; the last is the general one.
+    """
+
+    number: int
+    basis: Floats
+    rotations: Ints
+    translations: Floats
+    conventional_rotations: Ints
+    positions: tuple[Wyckoff, ...]
+
+    @property
+    def order(self) -> int:
+        """Symmetry operations of the primitive cell."""
+        return len(self.rotations)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence spglib's notice about its coming error handling; its global switch is not ours to turn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+@lru_cache(maxsize=1)
+def _hall_numbers() -> dict[int, int]:
+    """Give the first Hall number, which is the standard setting, of each space group."""
+    first: dict[int, int] = {}
+    with _quiet():
+        for hall in range(1, N_HALL + 1):
+            kind = spglib.get_spacegroup_type(hall)
+            if kind is not None:
+                first.setdefault(int(kind.number), hall)
+    return first
+
+
+@lru_cache(maxsize=N_GROUPS)
+def space_group(number: int) -> SpaceGroup:
+    """Derive a space group's primitive operations and Wyckoff positions.
+
+    Parameters
+    ----------
+    number
+        1 to 230, in spglib's standard setting.
+
+    Returns
+    -------
+    SpaceGroup
+        Kept in memory after the first call (some milliseconds).
+    """
+    with _quiet():
+        data = spglib.get_symmetry_from_database(_hall_numbers()[number])
+    if data is None:
+        raise DataError(f"spglib has no symmetry operations for space group {number}")
+    rotations, translations = np.asarray(data["rotations"], dtype=np.int64), np.asarray(data["translations"])
+    basis = _primitive_basis(translations[(rotations == IDENTITY).all(axis=(1, 2))])
+    to_primitive = np.linalg.inv(basis.T)
+    _, first = np.unique(rotations.reshape(-1, 9), axis=0, return_index=True)
+    kept = np.sort(first)
+    primitive = np.rint(to_primitive @ rotations[kept] @ basis.T).astype(np.int64)
+    shifts = _wrap(translations[kept] @ to_primitive.T)
+    return SpaceGroup(number, basis, primitive, shifts, rotations[kept], _positions(primitive, shifts))
+
+
+def _primitive_basis(centring: Floats) -> Floats:
+    """Choose short primitive vectors, rows in conventional units, of the lattice with these centring vectors."""
+    if len(centring) == 1:
+        return np.eye(3)
+    cells = np.array(list(product((-1, 0, 1), repeat=3)))
+    vectors = (cells[:, None] + centring[None]).reshape(-1, 3)
+    length = (vectors**2).sum(axis=1)
+    vectors = vectors[np.lexsort((*vectors.T, np.round(length, 6)))]
+    vectors = vectors[(vectors**2).sum(axis=1) > 1e-6]
+    for triple in combinations(vectors[:60], 3):
+        basis = np.array(triple)
+        volume = np.linalg.det(basis)
+        if abs(abs(volume) * len(centring) - 1) < 1e-6:
+            return basis if volume > 0 else basis[[1, 0, 2]]
+    raise ArithmeticError("no primitive basis among the shortest lattice vectors")
+
+
+def _wrap(x: Floats) -> Floats:
+    """Bring multiples of 1/24 into [0, 1) exactly."""
+    wrapped: Floats = np.rint(x * GRID) % GRID / GRID
+    return wrapped
+
+
+def _positions(rotations: Ints, shifts: Floats) -> tuple[Wyckoff, ...]:
+    """Find one representative of every orbit of fixed points, lines and planes, and the general position."""
+    found: list[Wyckoff] = []
+    seen: set[tuple[object, ...]] = set()
+    for projector, offset in _fixed_sets(rotations, shifts):
+        if _key(projector, offset) in seen:
+            continue
+        position = _orbit(projector, offset, rotations, shifts)
+        seen.update(
+            _key(W @ projector @ np.rint(np.linalg.inv(W)), W @ offset + w)
+            for W, w in zip(rotations.astype(float), shifts, strict=True)
+        )
+        found.append(position)
+    found.append(_orbit(np.eye(3), np.zeros(3), rotations, shifts))
+    return tuple(sorted(found, key=lambda p: (p.freedom, p.multiplicity)))
+
+
+def _orbit(projector: Floats, offset: Floats, rotations: Ints, shifts: Floats) -> Wyckoff:
+    """Keep one operation for each distinct image of a generic point of the set."""
+    point = projector @ GENERIC + offset
+    images = rotations @ point + shifts
+    difference = images[:, None] - images[None]
+    same = (np.abs(difference - np.rint(difference)) < 1e-6).all(axis=2)
+    kept = np.flatnonzero(np.argmax(same, axis=1) == np.arange(len(images)))
+    freedom = round(float(np.trace(projector)))
+    return Wyckoff(len(kept), freedom, projector, offset, rotations[kept].astype(float), shifts[kept])
+
+
+def _fixed_sets(rotations: Ints, shifts: Floats) -> list[tuple[Floats, Floats]]:
+    """List the points, lines and planes fixed by the operations, each as an affine projector onto it.
+
+    Planes come from mirrors, lines from rotation axes, points from inversions, rotoinversions and from axes that meet:
+    every site-symmetry group has its fixed set among these.
+    """
+    grid = np.array(list(product(range(-MAX_SHIFT, MAX_SHIFT + 1), repeat=3)), dtype=float)
+    sets: dict[tuple[object, ...], tuple[Floats, Floats]] = {}
+    lines: dict[bytes, list[Floats]] = {}
+    for W, w in zip(rotations, shifts, strict=True):
+        powers = _powers(W)
+        if len(powers) == 1:
+            continue
+        projector = powers.sum(axis=0) / len(powers)
+        steps = w + grid
+        steps = steps[np.abs(steps @ projector.T).max(axis=1) < 1e-6]
+        # The mean of the first k images of the origin is a fixed point.
+        partial = np.cumsum(powers, axis=0)
+        offsets = steps @ ((partial.sum(axis=0) - partial[-1]) / len(powers)).T
+        offsets = np.unique(np.round(offsets * 2 * GRID), axis=0) / (2 * GRID)
+        for offset in offsets:
+            sets.setdefault(_key(projector, offset), (projector, offset))
+        if round(float(np.trace(projector))) == 1 and len(offsets):
+            lines.setdefault((np.round(projector, 6) + 0.0).tobytes(), []).extend(offsets)
+    for point in _meeting_points(lines):
+        sets.setdefault(_key(np.zeros((3, 3)), point), (np.zeros((3, 3)), point))
+    return list(sets.values())
+
+
+def _powers(W: Ints) -> Floats:
+    """Give W^0 to W^(k-1), k the order of W, shape (k, 3, 3)."""
+    powers = [IDENTITY]
+    while (power := powers[-1] @ W).tolist() != IDENTITY.tolist():
+        powers.append(power)
+    return np.array(powers, dtype=float)
+
+
+def _meeting_points(lines: dict[bytes, list[Floats]]) -> Floats:
+    """Give the points, within one cell, where lines of different directions meet, shape (n, 3)."""
+    points: list[Floats] = [np.zeros((0, 3))]
+    for (one, first), (two, second) in combinations(lines.items(), 2):
+        a, b = (_direction(np.frombuffer(name).reshape(3, 3)).astype(float) for name in (one, two))
+        start, other = np.array(first), np.array(second)
+        normal = np.cross(a, b)
+        gap = other[None] - start[:, None]
+        i, j = np.nonzero(np.abs(gap @ normal) < 1e-6)
+        along = np.cross(gap[i, j], b) @ normal / (normal @ normal)
+        points.append(start[i] + along[:, None] * a)
+    met = np.round(np.concatenate(points) * 2 * GRID).astype(np.int64) % (2 * GRID)
+    return np.unique(met, axis=0) / (2 * GRID)
+
+
+def _direction(projector: Floats) -> Ints:
+    """Give the smallest integer vector along a line's projector, first component positive."""
+    column = projector[:, np.argmax(np.abs(projector).sum(axis=0))]
+    integer = np.rint(column * GRID * 5).astype(np.int64)  # fractions with denominators up to 6
+    integer //= gcd(*map(int, integer))
+    return integer if integer[np.flatnonzero(integer)[0]] > 0 else -integer
+
+
+def _key(projector: Floats, offset: Floats) -> tuple[object, ...]:
+    """Name a point, line or plane uniquely up to lattice translations."""
+    freedom = round(float(np.trace(projector)))
+    if freedom == 0:
+        normals = IDENTITY
+    elif freedom == 2:
+        normals = _direction((np.eye(3) - projector).T)[None]
+    else:
+        normals = _normals(tuple(map(int, _direction(projector))))
+    level = np.rint(normals @ offset * 2 * GRID).astype(np.int64) % (2 * GRID)
+    return (freedom, *normals.ravel().tolist(), *level.tolist())
+
+
+@lru_cache(maxsize=256)
+def _normals(direction: tuple[int, int, int]) -> Ints:
+    """Give two integer vectors that span all integer vectors normal to a direction, shape (2, 3)."""
+    grid = np.array(list(product((-2, -1, 0, 1, 2), repeat=3)))
+    flat = grid[(grid @ direction == 0) & (grid != 0).any(axis=1)]
+    flat = flat[np.lexsort((*flat.T, (flat**2).sum(axis=1)))]
+    for one, two in combinations(flat, 2):
+        if np.cross(one, two).tolist() in (list(direction), [-x for x in direction]):
+            return np.array([one, two])
+    raise ArithmeticError(f"no integer normals of {direction}")
