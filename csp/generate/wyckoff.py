@@ -16,6 +16,7 @@ from csp.errors import DataError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Key = tuple[int, ...]
 
 N_GROUPS = 230
 N_HALL = 530
@@ -160,16 +161,14 @@ def _wrap(x: Floats) -> Floats:
 def _positions(rotations: Ints, shifts: Floats) -> tuple[Wyckoff, ...]:
     """Find one representative of every orbit of fixed points, lines and planes, and the general position."""
     found: list[Wyckoff] = []
-    seen: set[tuple[object, ...]] = set()
+    seen: set[Key] = set()
+    inverses = np.rint(np.linalg.inv(rotations))
     for projector, offset in _fixed_sets(rotations, shifts):
         if _key(projector, offset) in seen:
             continue
-        position = _orbit(projector, offset, rotations, shifts)
-        seen.update(
-            _key(W @ projector @ np.rint(np.linalg.inv(W)), W @ offset + w)
-            for W, w in zip(rotations.astype(float), shifts, strict=True)
-        )
-        found.append(position)
+        found.append(_orbit(projector, offset, rotations, shifts))
+        images = rotations @ projector @ inverses
+        seen.update(map(_key, images, rotations @ offset + shifts))
     found.append(_orbit(np.eye(3), np.zeros(3), rotations, shifts))
     return tuple(sorted(found, key=lambda p: (p.freedom, p.multiplicity)))
 
@@ -189,29 +188,51 @@ def _fixed_sets(rotations: Ints, shifts: Floats) -> list[tuple[Floats, Floats]]:
     """List the points, lines and planes fixed by the operations, each as an affine projector onto it.
 
     Planes come from mirrors, lines from rotation axes, points from inversions, rotoinversions and from axes that meet:
-    every site-symmetry group has its fixed set among these.
+    every site-symmetry group has its fixed set among these. Sets that differ by a lattice translation are one.
     """
     grid = np.array(list(product(range(-MAX_SHIFT, MAX_SHIFT + 1), repeat=3)), dtype=float)
-    sets: dict[tuple[object, ...], tuple[Floats, Floats]] = {}
-    lines: dict[bytes, list[Floats]] = {}
+    sets: dict[Key, tuple[Floats, Floats]] = {}
+    lines: dict[tuple[int, ...], list[Floats]] = {}
     for W, w in zip(rotations, shifts, strict=True):
         powers = _powers(W)
-        if len(powers) == 1:
-            continue
         projector = powers.sum(axis=0) / len(powers)
-        steps = w + grid
-        steps = steps[np.abs(steps @ projector.T).max(axis=1) < 1e-6]
-        # The mean of the first k images of the origin is a fixed point.
-        partial = np.cumsum(powers, axis=0)
-        offsets = steps @ ((partial.sum(axis=0) - partial[-1]) / len(powers)).T
-        offsets = np.unique(np.round(offsets * 2 * GRID), axis=0) / (2 * GRID)
-        for offset in offsets:
+        if len(powers) == 1 or not (offsets := _fixed_offsets(powers, w + grid)).size:
+            continue
+        normals = _annihilator(projector)
+        levels = np.rint(offsets @ normals.T * 2 * GRID) % (2 * GRID)
+        for offset in offsets[np.unique(levels, axis=0, return_index=True)[1]]:
             sets.setdefault(_key(projector, offset), (projector, offset))
-        if round(float(np.trace(projector))) == 1 and len(offsets):
-            lines.setdefault((np.round(projector, 6) + 0.0).tobytes(), []).extend(offsets)
-    for point in _meeting_points(lines):
+        if round(float(np.trace(projector))) == 1:
+            lines.setdefault(tuple(_direction(projector).tolist()), []).append(offsets)
+    for point in _meeting_points({direction: np.concatenate(offsets) for direction, offsets in lines.items()}):
         sets.setdefault(_key(np.zeros((3, 3)), point), (np.zeros((3, 3)), point))
     return list(sets.values())
+
+
+def _fixed_offsets(powers: Floats, steps: Floats) -> Floats:
+    """Give a fixed point of each operation that has one.
+
+    Parameters
+    ----------
+    powers
+        (k, 3, 3) powers of the rotation.
+    steps
+        (n, 3) translations to try with it.
+
+    Returns
+    -------
+    Floats
+        (n_fixed, 3) distinct points: the mean of the first k images of the origin.
+    """
+    kept = steps[np.abs(steps @ powers.sum(axis=0).T).max(axis=1) < 1e-6]
+    partial = np.cumsum(powers, axis=0)[:-1].sum(axis=0) / len(powers)
+    return _distinct(np.rint(kept @ partial.T * 2 * GRID).astype(np.int64))
+
+
+def _distinct(grid: Ints) -> Floats:
+    """Give the distinct rows (n, 3) of multiples of 1/48, as fractions."""
+    code = (grid[:, 0] * 4096 + grid[:, 1]) * 4096 + grid[:, 2]
+    return grid[np.unique(code, return_index=True)[1]] / (2 * GRID)
 
 
 def _powers(W: Ints) -> Floats:
@@ -222,44 +243,54 @@ def _powers(W: Ints) -> Floats:
     return np.array(powers, dtype=float)
 
 
-def _meeting_points(lines: dict[bytes, list[Floats]]) -> Floats:
+def _meeting_points(lines: dict[tuple[int, ...], Floats]) -> Floats:
     """Give the points, within one cell, where lines of different directions meet, shape (n, 3)."""
-    points: list[Floats] = [np.zeros((0, 3))]
-    for (one, first), (two, second) in combinations(lines.items(), 2):
-        a, b = (_direction(np.frombuffer(name).reshape(3, 3)).astype(float) for name in (one, two))
-        start, other = np.array(first), np.array(second)
+    points: list[Ints] = [np.zeros((0, 3), dtype=np.int64)]
+    for (a, first), (b, other) in combinations(lines.items(), 2):
+        levels = np.rint(first @ _normals(a).T * 2 * GRID) % (2 * GRID)
+        start = first[np.unique(levels, axis=0, return_index=True)[1]]  # one of each up to translations is enough
         normal = np.cross(a, b)
         gap = other[None] - start[:, None]
         i, j = np.nonzero(np.abs(gap @ normal) < 1e-6)
         along = np.cross(gap[i, j], b) @ normal / (normal @ normal)
-        points.append(start[i] + along[:, None] * a)
-    met = np.round(np.concatenate(points) * 2 * GRID).astype(np.int64) % (2 * GRID)
-    return np.unique(met, axis=0) / (2 * GRID)
+        met = start[i] + along[:, None] * np.array(a)
+        points.append(np.rint(met * 2 * GRID).astype(np.int64) % (2 * GRID))
+    return _distinct(np.concatenate(points))
 
 
 def _direction(projector: Floats) -> Ints:
-    """Give the smallest integer vector along a line's projector, first component positive."""
+    """Give the smallest integer vector along a line's projector, first component not 0 positive."""
     column = projector[:, np.argmax(np.abs(projector).sum(axis=0))]
     integer = np.rint(column * GRID * 5).astype(np.int64)  # fractions with denominators up to 6
-    integer //= gcd(*map(int, integer))
+    integer //= gcd(*integer.tolist())
     return integer if integer[np.flatnonzero(integer)[0]] > 0 else -integer
 
 
-def _key(projector: Floats, offset: Floats) -> tuple[object, ...]:
-    """Name a point, line or plane uniquely up to lattice translations."""
+def _annihilator(projector: Floats) -> Ints:
+    """Give integer vectors, shape (3 - freedom, 3), that are normal to a set and span all such vectors."""
+    return _known_annihilator(tuple(np.rint(projector.ravel() * 12).astype(int).tolist()))
+
+
+@lru_cache(maxsize=4096)
+def _known_annihilator(twelfths: tuple[int, ...]) -> Ints:
+    projector = np.array(twelfths).reshape(3, 3) / 12
     freedom = round(float(np.trace(projector)))
     if freedom == 0:
-        normals = IDENTITY
-    elif freedom == 2:
-        normals = _direction((np.eye(3) - projector).T)[None]
-    else:
-        normals = _normals(tuple(map(int, _direction(projector))))
+        return IDENTITY
+    if freedom == 2:
+        return _direction((np.eye(3) - projector).T)[None]
+    return _normals(tuple(_direction(projector).tolist()))
+
+
+def _key(projector: Floats, offset: Floats) -> Key:
+    """Name a point, line or plane uniquely up to lattice translations."""
+    normals = _annihilator(projector)
     level = np.rint(normals @ offset * 2 * GRID).astype(np.int64) % (2 * GRID)
-    return (freedom, *normals.ravel().tolist(), *level.tolist())
+    return (*normals.ravel().tolist(), *level.tolist())
 
 
 @lru_cache(maxsize=256)
-def _normals(direction: tuple[int, int, int]) -> Ints:
+def _normals(direction: tuple[int, ...]) -> Ints:
     """Give two integer vectors that span all integer vectors normal to a direction, shape (2, 3)."""
     grid = np.array(list(product((-2, -1, 0, 1, 2), repeat=3)))
     flat = grid[(grid @ direction == 0) & (grid != 0).any(axis=1)]
