@@ -128,26 +128,6 @@ def gather(trials: Sequence[Trial]) -> Batch:
     )
 
 
-def image_ranges(cells: Floats, reach: float | Floats) -> Ints:
-    """Count the lattice images to search along each axis.
-
-    Parameters
-    ----------
-    cells
-        (n, 3, 3), rows, Å.
-    reach
-        Distance to cover, Å.
-
-    Returns
-    -------
-    Ints
-        (n, 3): images -k to k hold every pair within reach, once fractional differences are within [-1/2, 1/2].
-    """
-    heights = 1.0 / np.sqrt((np.linalg.inv(cells) ** 2).sum(axis=1))
-    ranges: Ints = np.floor(np.asarray(reach)[..., None] / heights + 0.5 + TINY).astype(np.int64)
-    return ranges
-
-
 def close_pairs(batch: Batch, distances: Floats, skin: float) -> Pairs:
     """List every pair within its least distance plus a skin, over all periodic images.
 
@@ -164,43 +144,66 @@ def close_pairs(batch: Batch, distances: Floats, skin: float) -> Pairs:
     -------
     Pairs
         First atoms of orbits against all atoms: by symmetry that is every distance in the crystal.
+
+    Notes
+    -----
+    A lattice image can be within reach only if it is so along each of the three directions normal to the cell's faces.
+    Pairs are sorted out direction by direction, so that few images are ever written down, and none is missed.
     """
-    n_systems = len(batch.cells)
-    atom_system = batch.system[batch.owner]
-    atoms_in = np.bincount(atom_system, minlength=n_systems)
-    atom_start = np.cumsum(atoms_in) - atoms_in
+    orbit, atom = _all_pairs(batch)
+    reach = distances[batch.kinds[orbit], batch.kinds[batch.owner[atom]]] + skin
+    positions = batch.positions()
+    heights = 1.0 / np.sqrt((np.linalg.inv(batch.cells) ** 2).sum(axis=1))
+    lows: list[Floats] = []
+    counts: list[Ints] = []
+    for axis in range(3):
+        difference = positions[atom, axis] - batch.points[orbit, axis]
+        ratio = reach / heights[batch.system[orbit], axis] + TINY
+        low = np.ceil(-ratio - difference)
+        count = (np.floor(ratio - difference) - low).astype(np.int64) + 1
+        near = np.flatnonzero(count > 0)
+        orbit, atom, reach = orbit[near], atom[near], reach[near]
+        lows, counts = [low[near], *(x[near] for x in lows)], [count[near], *(x[near] for x in counts)]
+    image, pair = _images(lows[::-1], counts[::-1])
+    orbit, atom, reach = orbit[pair], atom[pair], reach[pair]
+    difference = positions[atom] - batch.points[orbit] + image
+    close = _squared(difference, batch.cells[batch.system[orbit]]) < reach**2
+    close &= (atom != batch.first[orbit]) | image.any(axis=1)
+    return Pairs(orbit[close], atom[close], image[close], reach[close] - skin)
+
+
+def _all_pairs(batch: Batch) -> tuple[Ints, Ints]:
+    """List each orbit with each atom of its own system, shape (n_pairs,) twice."""
+    atoms_in = np.bincount(batch.system[batch.owner], minlength=len(batch.cells))
+    start = np.cumsum(atoms_in) - atoms_in
     per_orbit = atoms_in[batch.system]
     orbit = np.repeat(np.arange(len(batch.system)), per_orbit)
-    atom = np.arange(len(orbit)) - np.repeat(np.cumsum(per_orbit) - per_orbit, per_orbit)
-    atom += np.repeat(atom_start[batch.system], per_orbit)
-    difference = batch.positions()[atom] - batch.points[orbit]
-    shift = -np.rint(difference)
-    difference += shift
-    limit = distances[batch.kinds[orbit], batch.kinds[batch.owner[atom]]]
-    ranges = image_ranges(batch.cells, np.full(n_systems, distances.max() + skin))
-    images, image_start, n_images = _images(ranges)
-    repeats = n_images[batch.system[orbit]]
-    pair = np.repeat(np.arange(len(orbit)), repeats)
-    which = np.arange(len(pair)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-    image = images[which + np.repeat(image_start[batch.system[orbit]], repeats)]
-    close = _squared(difference[pair] + image, batch.cells[batch.system[orbit]][pair]) < (limit[pair] + skin) ** 2
-    pair, image = pair[close], image[close]
-    total = shift[pair] + image
-    itself = (atom[pair] == batch.first[orbit[pair]]) & ~total.any(axis=1)
-    pair, total = pair[~itself], total[~itself]
-    return Pairs(orbit[pair], atom[pair], total, limit[pair])
+    first = np.cumsum(per_orbit) - per_orbit
+    return orbit, np.arange(len(orbit)) + np.repeat(start[batch.system] - first, per_orbit)
 
 
-def _images(ranges: Ints) -> tuple[Floats, Ints, Ints]:
-    """List the lattice images of each system: all of them, where each system's begin, how many each has."""
-    kinds, which = np.unique(ranges, axis=0, return_inverse=True)
-    lists = [
-        np.stack(np.meshgrid(*(np.arange(-k, k + 1) for k in kind), indexing="ij"), axis=-1).reshape(-1, 3)
-        for kind in kinds.tolist()
-    ]
-    sizes = np.array([len(entries) for entries in lists])
-    starts = np.cumsum(sizes) - sizes
-    return np.concatenate(lists).astype(float), starts[which.ravel()], sizes[which.ravel()]
+def _images(lows: list[Floats], counts: list[Ints]) -> tuple[Floats, Ints]:
+    """Write down the lattice images of pairs, each a box of whole numbers.
+
+    Parameters
+    ----------
+    lows
+        Three arrays (n_pairs,): the first image along each axis.
+    counts
+        Three arrays (n_pairs,): how many there are.
+
+    Returns
+    -------
+    tuple[Floats, Ints]
+        Images (n_images, 3) and the pair of each.
+    """
+    total = counts[0] * counts[1] * counts[2]
+    pair = np.repeat(np.arange(len(total)), total)
+    place = np.arange(len(pair)) - np.repeat(np.cumsum(total) - total, total)
+    place, third = np.divmod(place, counts[2][pair])
+    first, second = np.divmod(place, counts[1][pair])
+    steps = (low[pair] + step for low, step in zip(lows, (first, second, third), strict=True))
+    return np.stack(list(steps), axis=1), pair
 
 
 def _squared(fractions: Floats, cells: Floats) -> Floats:

@@ -19,7 +19,7 @@ from csp.knowledge import Knowledge
 Floats = NDArray[np.float64]
 
 POOL = 256  # crystals pushed apart together, at most
-POOL_PAIRS = 1_500_000  # pairs, over 27 images, in one pool: bounds memory to some hundred megabytes
+POOL_PAIRS = 1_000_000  # pairs of atoms in one pool: bounds memory to some hundred megabytes
 DENSEST = 0.86  # share of space that hard spheres of the least distances could ever fill (mixed sizes included)
 
 
@@ -107,10 +107,10 @@ class RandomCrystals:
 
     def _refill(self, pool: list[Request], waiting: list[Request]) -> list[Request]:
         """Move waiting requests into the pool as far as memory allows."""
-        pairs = sum(27 * sum(request.counts.values()) ** 2 for request in pool)
+        pairs = sum(sum(request.counts.values()) ** 2 for request in pool)
         while waiting and len(pool) < POOL and (pairs < POOL_PAIRS or not pool):
             pool.append(waiting.pop())
-            pairs += 27 * sum(pool[-1].counts.values()) ** 2
+            pairs += sum(pool[-1].counts.values()) ** 2
         return pool
 
     def _attempt(self, request: Request) -> str:
