@@ -1,16 +1,21 @@
 """What a search knows about sizes: minimum pair distances and volumes, estimated first, learned from labels later."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import combinations_with_replacement
 from typing import Any, Self
 
 import numpy as np
+from ase import Atoms
 from ase.data import chemical_symbols
+from ase.units import GPa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from csp.elements import bound_volume, covalent_radius, element, elementary_volume, transfer
 from csp.errors import ConfigError
+from csp.learning import ENOUGH, Evidence, fit_scales, learned_distances, read_label, weigh
 
 Floats = NDArray[np.float64]
 
@@ -157,12 +162,90 @@ class Knowledge(BaseModel):
         formula = reduced_formula(counts)
         if formula in self.formula_volumes:
             return self.formula_volumes[formula] * total
+        return float(total * self._estimated_shares(counts).sum())
+
+    def _estimated_shares(self, counts: Mapping[str, float]) -> Floats:
+        """Give each element's part of the volume per atom, in the order of ``counts``, Å^3."""
         symbols = tuple(counts)
-        fractions = np.array([counts[symbol] / total for symbol in symbols])
+        fractions = np.array(list(counts.values())) / sum(counts.values())
         share = transfer(symbols, fractions)
         plain = np.array([self.volumes[symbol] for symbol in symbols])
         bound = np.array([self.bound_volumes[symbol] for symbol in symbols])
-        return float(total * (fractions * ((1 - share) * plain + share * bound)).sum())
+        parts: Floats = fractions * ((1 - share) * plain + share * bound)
+        return parts
+
+    def learned(self, labelled: Sequence[Atoms]) -> Self:
+        """Re-estimate volumes and least distances from labelled crystals.
+
+        Parameters
+        ----------
+        labelled
+            Crystals whose calculators hold energy, stress and, if possible, forces. Those without energy or stress, of
+            other elements, or with wild forces have no say.
+
+        Returns
+        -------
+        Self
+            New knowledge. Best called on the first estimate with all labels so far: the estimate is the prior.
+
+        Notes
+        -----
+        A crystal's say falls with its enthalpy above the best of its composition and with the distance of its
+        pressure from the target. Its volume is brought to the target pressure along the estimated equation of state.
+        """
+        evidence = [item for item in map(self._evidence, labelled) if item is not None]
+        weighed = weigh(evidence, self.pressure_gpa)
+        if not weighed:
+            return self
+        shares = np.zeros((len(weighed), len(self.elements)))
+        for row, (item, _) in zip(shares, weighed, strict=True):
+            row[[self.elements.index(symbol) for symbol in item.counts]] = self._estimated_shares(item.counts)
+        volumes = np.array([item.volume for item, _ in weighed])
+        weights = np.array([weight for _, weight in weighed])
+        scales = dict(zip(self.elements, fit_scales(shares, volumes, weights).tolist(), strict=True))
+        return self.model_copy(
+            update={
+                "volumes": {symbol: scales[symbol] * volume for symbol, volume in self.volumes.items()},
+                "bound_volumes": {symbol: scales[symbol] * volume for symbol, volume in self.bound_volumes.items()},
+                "formula_volumes": self.formula_volumes | _formula_volumes(weighed),
+                "distances": learned_distances([i.atoms for i, _ in weighed], self.distances, self.fixed_distances),
+                "n_labels": len(evidence),
+            }
+        )
+
+    def _evidence(self, atoms: Atoms) -> Evidence | None:
+        """Read what a labelled crystal says, or None where it says nothing."""
+        counts = Counter(chemical_symbols[int(z)] for z in atoms.numbers)
+        label = read_label(atoms)
+        if label is None or not counts or not set(counts) <= set(self.elements):
+            return None
+        energy, pressure = label
+        volume = float(abs(np.linalg.det(atoms.cell.array)))
+        compression = _estimated_volume(self.elements, self.pressure_gpa, counts) / _estimated_volume(
+            self.elements, pressure, counts
+        )
+        enthalpy = (energy + self.pressure_gpa * GPa * volume) / len(atoms)
+        return Evidence(atoms, dict(counts), compression * volume / len(atoms), enthalpy, pressure)
+
+
+def _estimated_volume(elements: tuple[str, ...], pressure_gpa: float, counts: Mapping[str, int]) -> float:
+    """Give the first estimate of a cell's volume, Å^3, at a pressure rounded so that estimates can be kept."""
+    return _first_knowledge(elements, float(max(0, round(pressure_gpa)))).volume(counts)
+
+
+@lru_cache(maxsize=2048)
+def _first_knowledge(elements: tuple[str, ...], pressure_gpa: float) -> Knowledge:
+    return Knowledge.initial(elements, pressure_gpa)
+
+
+def _formula_volumes(weighed: Sequence[tuple[Evidence, float]]) -> dict[str, float]:
+    """Average volumes per atom, Å^3, of the compositions with enough evidence."""
+    sums: dict[str, list[float]] = {}
+    for item, weight in weighed:
+        entry = sums.setdefault(reduced_formula(item.counts), [0.0, 0.0])
+        entry[0] += weight
+        entry[1] += weight * item.volume
+    return {formula: volume / weight for formula, (weight, volume) in sums.items() if weight >= ENOUGH}
 
 
 def reduced_formula(counts: Mapping[str, float]) -> str:

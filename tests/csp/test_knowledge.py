@@ -1,8 +1,12 @@
 import numpy as np
 import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.units import GPa
 from pymatgen.core.composition import Composition
 
 from csp.errors import ConfigError
+from csp.geometry import pair_distances
 from csp.knowledge import Knowledge, reduced_formula
 
 # Measured volumes of real crystals, Å^3 per formula unit, at their pressure in GPa.
@@ -57,3 +61,60 @@ def test_an_unknown_element_is_an_error():
 
 def test_formulae_are_reduced():
     assert reduced_formula({"Mg": 2, "Ca": 6, "H": 46}) == "Ca3H23Mg"
+
+
+def _labelled(formula: str, volume: float, *, energy: float = 0.0, pressure: float = 0.0, force: float = 0.1) -> Atoms:
+    """Make a CsCl cell (or a simple cube) of given volume with a given label."""
+    symbols = list(Composition(formula).get_el_amt_dict())
+    points = [[0, 0, 0], [0.5, 0.5, 0.5]][: len(symbols)]
+    atoms = Atoms(symbols, scaled_positions=points, cell=[volume ** (1 / 3)] * 3, pbc=True)
+    stress = np.array([1, 1, 1, 0, 0, 0]) * -pressure * GPa
+    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.full((len(atoms), 3), force), stress=stress)
+    return atoms
+
+
+def test_volumes_are_learned_from_labels():
+    first = Knowledge.initial(("Mg", "O"), 0.0)
+    true = 1.4 * first.volume({"Mg": 1, "O": 1})
+    learned = first.learned([_labelled("MgO", true, energy=-10.0 + 0.01 * i) for i in range(20)])
+    assert learned.volume({"Mg": 1, "O": 1}) == pytest.approx(true, rel=0.01)
+    assert learned.volume({"Mg": 2, "O": 1}) > first.volume({"Mg": 2, "O": 1})
+    assert learned.n_labels == 20
+
+
+def test_a_compressed_label_is_brought_to_the_pressure_of_the_search():
+    first = Knowledge.initial(("Mg",), 0.0)
+    squeezed = Knowledge.initial(("Mg",), 10.0).volume({"Mg": 1})
+    learned = first.learned([_labelled("Mg", squeezed, pressure=10.0)] * 30)
+    assert learned.volume({"Mg": 1}) == pytest.approx(first.volume({"Mg": 1}), rel=0.02)
+
+
+def test_distances_are_learned_but_never_those_that_were_given():
+    frames = [_labelled("MgO", 19.0, energy=-10.0)] * 200
+    seen = 19.0 ** (1 / 3) * np.sqrt(0.75)
+    first = Knowledge.initial(("Mg", "O"), 0.0, distances={"O-O": 1.0})
+    learned = first.learned(frames)
+    bound = 1.3 * first.min_distance("Mg", "O")
+    assert first.min_distance("Mg", "O") < learned.min_distance("Mg", "O") <= min(bound, 0.95 * seen)
+    assert learned.min_distance("O", "O") == 1.0
+    fixed = Knowledge.initial(("Mg", "O"), 0.0, distances={"Mg-O": 1.5}).learned(frames)
+    assert fixed.min_distance("Mg", "O") == 1.5
+
+
+def test_wild_and_bare_crystals_have_no_say():
+    first = Knowledge.initial(("Mg", "O"), 0.0)
+    bare = Atoms("MgO", positions=[[0, 0, 0], [2, 0, 0]], cell=[4, 4, 4], pbc=True)
+    assert first.learned([bare, _labelled("MgO", 50.0, force=80.0), _labelled("CaO", 30.0)]) == first
+
+
+def test_shortest_distances_cover_skewed_cells():
+    atoms = Atoms("Cu", cell=[[2.5, 0, 0], [12.1, 2.5, 0], [7.4, 19.9, 2.5]], pbc=True)
+    first, second, distance = pair_distances(atoms, 2.6)
+    assert distance.min() == pytest.approx(_brute_shortest(atoms))
+    assert (first == second).all()
+
+
+def _brute_shortest(atoms: Atoms) -> float:
+    n = np.stack(np.meshgrid(*[np.arange(-12, 13)] * 3), axis=-1).reshape(-1, 3)
+    lengths = np.linalg.norm(n[(n != 0).any(axis=1)] @ atoms.cell.array, axis=1)
+    return float(lengths.min())
