@@ -1,0 +1,92 @@
+"""The limits that a structure must keep on every step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from ase.data import atomic_numbers, covalent_radii
+
+from acnn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from acnn.batch import Batch
+    from acnn.neighbors import Neighbors
+
+MinDistance = "Mapping[tuple[str, str], float] | np.ndarray | None"
+
+N_NUMBERS = 119
+"""Atomic numbers 0 to 118."""
+
+RADII_FRACTION = 0.8
+"""Minimum distance of a pair in units of the sum of its covalent radii, where none is given."""
+
+SMALLEST_VOLUME = 0.3
+"""Volume of an atom below which a structure is not worth looking at, Å^3."""
+
+
+def distance_table(min_distance: Mapping[tuple[str, str], float] | np.ndarray | None) -> np.ndarray:
+    """Lay out the minimum distances by atomic number.
+
+    Parameters
+    ----------
+    min_distance
+        Distances by pair of symbols (either order), Å, or a square array by atomic number; pairs that are
+        missing, or all if none, get 0.8 times the sum of their covalent radii.
+
+    Returns
+    -------
+    np.ndarray
+        Symmetric table, shape (119, 119), Å.
+
+    Raises
+    ------
+    ConfigError
+        If a symbol is unknown, a distance negative or the array of a wrong shape.
+    """
+    radii = np.where(np.isfinite(covalent_radii), covalent_radii, 0.2)
+    radii = np.concatenate([radii, np.full(N_NUMBERS, radii[-1])])[:N_NUMBERS]
+    table: np.ndarray = RADII_FRACTION * (radii[:, None] + radii[None, :])
+    if min_distance is None:
+        return table
+    if isinstance(min_distance, np.ndarray):
+        n = min_distance.shape[0]
+        if min_distance.shape != (n, n) or n > N_NUMBERS:
+            raise ConfigError(f"min_distance: expected a square array by atomic number, got {min_distance.shape}")
+        given = np.maximum(min_distance, min_distance.T)
+        table[:n, :n] = np.where(given > 0, given, table[:n, :n])
+        return table
+    for (one, two), value in min_distance.items():
+        if one not in atomic_numbers or two not in atomic_numbers or not value >= 0:
+            raise ConfigError(f"min_distance: expected two element symbols and a distance in Å, got {one}-{two}: {value}")
+        a, b = atomic_numbers[one], atomic_numbers[two]
+        table[a, b] = table[b, a] = value
+    return table
+
+
+def closest_ratio(batch: Batch, neighbors: Neighbors, table: torch.Tensor) -> torch.Tensor:
+    """Find the shortest distance of each structure in units of its pair's minimum.
+
+    Parameters
+    ----------
+    batch
+        Structures.
+    neighbors
+        Their neighbours.
+    table
+        Minimum distances by atomic number, shape (119, 119), Å.
+
+    Returns
+    -------
+    torch.Tensor
+        Smallest ratio, infinite for a structure without neighbours, shape (n_systems,).
+    """
+    distances = neighbors.vectors(batch).square().sum(2).sqrt()
+    limits = table[batch.numbers[:, None], batch.numbers[neighbors.index]]
+    ratio = (distances / limits).masked_fill(~neighbors.mask, torch.inf).amin(1)
+    ratio = torch.where(torch.isfinite(ratio) | torch.isinf(ratio), ratio, torch.zeros_like(ratio))
+    smallest = torch.full((batch.n_systems,), torch.inf, dtype=ratio.dtype, device=ratio.device)
+    return smallest.scatter_reduce(0, batch.system, ratio, "amin")

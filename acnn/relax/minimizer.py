@@ -1,0 +1,172 @@
+"""One step at a time for every structure in flight: propose, judge, remember."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from acnn.relax.lbfgs import History
+
+if TYPE_CHECKING:
+    from acnn.config import RelaxConfig
+
+FIRST_CURVATURE = 0.02
+"""Inverse curvature of the very first step, Å^2/eV: that of a stiff bond."""
+
+SUFFICIENT = 1e-4
+"""Part of the decrease promised by the slope that a step must deliver."""
+
+LARGEST_REJECTIONS = 12
+"""Rejected steps in a row after which a structure is given up as stalled."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Enthalpies and gradients at the trial points of some slots.
+
+    Attributes
+    ----------
+    enthalpy
+        Enthalpies, shape (n,), eV.
+    noise
+        Rounding error of the enthalpies, shape (n,), eV.
+    gradient
+        Gradients, shape (n, rows, 3), eV/Å.
+    usable
+        False where the guards forbid the point, shape (n,).
+    """
+
+    enthalpy: torch.Tensor
+    noise: torch.Tensor
+    gradient: torch.Tensor
+    usable: torch.Tensor
+
+
+class Minimizer:
+    """Batched L-BFGS with a trust radius and a guaranteed descent of the enthalpy.
+
+    A trial that does not lower the enthalpy enough is rejected: its curvature is kept, the radius shrinks, and a
+    new direction starts from the last accepted point.
+
+    Parameters
+    ----------
+    n_slots
+        Structures held.
+    settings
+        Step length and history.
+    device
+        Where the tensors live.
+    """
+
+    def __init__(self, n_slots: int, settings: RelaxConfig, device: torch.device) -> None:
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros((n_slots, *shape), dtype=torch.float64, device=device)
+
+        self.max_step = settings.max_step
+        self.width = 4
+        self.point, self.gradient, self.trial = zeros(4, 3), zeros(4, 3), zeros(4, 3)
+        self.enthalpy, self.slope, self.radius = zeros(), zeros(), zeros()
+        self.rejections = torch.zeros(n_slots, dtype=torch.int64, device=device)
+        self.started = torch.zeros(n_slots, dtype=torch.bool, device=device)
+        self.history = History(n_slots, settings.history, 12, device)
+
+    def widen(self, width: int) -> None:
+        """Make room for structures with more coordinates.
+
+        Parameters
+        ----------
+        width
+            New number of rows of a point.
+        """
+        extra = (0, 0, 0, width - self.width)
+        self.point = torch.nn.functional.pad(self.point, extra)
+        self.gradient = torch.nn.functional.pad(self.gradient, extra)
+        self.trial = torch.nn.functional.pad(self.trial, extra)
+        self.history.widen(3 * width)
+        self.width = width
+
+    def start(self, rows: torch.Tensor, point: torch.Tensor) -> None:
+        """Begin new structures.
+
+        Parameters
+        ----------
+        rows
+            Slots, shape (n,).
+        point
+            Their starting points, shape (n, rows, 3).
+        """
+        self.trial[rows] = point
+        self.point[rows] = point
+        self.gradient[rows] = 0.0
+        self.slope[rows] = 0.0
+        self.radius[rows] = self.max_step
+        self.rejections[rows] = 0
+        self.started[rows] = False
+        self.history.clear(rows)
+
+    def judge(self, rows: torch.Tensor, trial: Trial) -> torch.Tensor:
+        """Accept or reject the trial points.
+
+        Parameters
+        ----------
+        rows
+            Slots, shape (n,).
+        trial
+            What the potential said there.
+
+        Returns
+        -------
+        torch.Tensor
+            True where the trial became the new point, shape (n,).
+        """
+        rise = trial.enthalpy - self.enthalpy[rows]
+        lower = rise <= SUFFICIENT * self.slope[rows] + trial.noise
+        accept = trial.usable & (lower | ~self.started[rows])
+        step = (self.trial[rows] - self.point[rows]).flatten(1)
+        change = (trial.gradient - self.gradient[rows]).flatten(1)
+        learn = trial.usable & self.started[rows]
+        self.history.add(rows[learn], step[learn], change[learn])
+        self._adapt(rows, accept, rise, step)
+        taken = rows[accept]
+        self.point[taken] = self.trial[taken]
+        self.gradient[taken] = trial.gradient[accept]
+        self.enthalpy[taken] = trial.enthalpy[accept]
+        self.started[taken] = True
+        return accept
+
+    def _adapt(self, rows: torch.Tensor, accept: torch.Tensor, rise: torch.Tensor, step: torch.Tensor) -> None:
+        """Widen the trust radius after a good step that used it, shrink it after a rejected one."""
+        longest = step.unflatten(1, (-1, 3)).norm(dim=2).amax(1)
+        radius = self.radius[rows]
+        good = accept & (rise < 0.25 * self.slope[rows])
+        radius = torch.where(good, (2.0 * radius).clamp(max=self.max_step), radius)
+        radius = torch.where(accept, radius, 0.4 * torch.minimum(longest, radius))
+        self.radius[rows] = torch.where(self.started[rows] | accept, radius, self.radius[rows])
+        self.rejections[rows] = torch.where(accept, 0, self.rejections[rows] + 1)
+
+    def stalled(self, rows: torch.Tensor) -> torch.Tensor:
+        """Tell which structures have had too many rejected steps in a row, shape (n,)."""
+        return self.rejections[rows] >= LARGEST_REJECTIONS
+
+    def propose(self, rows: torch.Tensor) -> None:
+        """Choose the next trial points.
+
+        Parameters
+        ----------
+        rows
+            Slots, shape (n,).
+        """
+        gradient = self.gradient[rows].flatten(1)
+        forget = rows[self.rejections[rows] == LARGEST_REJECTIONS // 2]
+        self.history.clear(forget)
+        step = self.history.direction(rows, gradient, FIRST_CURVATURE)
+        slope = (step * gradient).sum(1)
+        steepest = -FIRST_CURVATURE * gradient
+        uphill = ~(slope < -1e-6 * step.norm(dim=1) * gradient.norm(dim=1))
+        step = torch.where(uphill[:, None], steepest, step)
+        longest = step.unflatten(1, (-1, 3)).norm(dim=2).amax(1)
+        step = step * (self.radius[rows] / longest.clamp(min=1e-300)).clamp(max=1.0)[:, None]
+        self.slope[rows] = (step * gradient).sum(1)
+        self.trial[rows] = self.point[rows] + step.unflatten(1, (-1, 3))
