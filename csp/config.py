@@ -99,7 +99,7 @@ class SelectConfig(Settings):
         0.02, gt=0, lt=1, description="A label of nearly the same structure counts within this fraction of volume."
     )
     same_distance: float = Field(
-        0.0005, gt=0, le=1, description="Fingerprints this near are one crystal (distance 0 to 1)."
+        0.001, gt=0, le=1, description="Fingerprints this near are one crystal (distance 0 to 1)."
     )
     max_distance: float = Field(0.05, gt=0, le=1, description="Fingerprints further apart are two crystals.")
     length_tolerance: float = Field(
