@@ -259,9 +259,9 @@ def to_near_hull(found: NearHull, slack_ev: float, window_ev: float) -> dict[str
 
 _OPENINGS = {
     StopReason.CONVERGED: "The search has converged",
-    StopReason.MAX_GENERATIONS: "The search stops unconverged: {state.generation} of {s.max_generations} generations are done",
-    StopReason.MAX_LABELS: "The search stops unconverged: {state.n_labels} of {s.max_labels} labels are spent",
-    StopReason.MAX_HOURS: "The search stops unconverged: {state.hours:.1f} of {s.max_hours:g} hours are spent",
+    StopReason.MAX_GENERATIONS: "Stopped unconverged: {state.generation} of {s.max_generations} generations done",
+    StopReason.MAX_LABELS: "Stopped unconverged: {state.n_labels} of {s.max_labels} labels spent",
+    StopReason.MAX_HOURS: "Stopped unconverged: {state.hours:.1f} of {s.max_hours:g} hours spent",
 }
 
 
