@@ -45,7 +45,7 @@ def dumps(potential: Potential) -> bytes:
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in potential.state_dict().items()}
     text = json.dumps(header, sort_keys=True, allow_nan=False)
-    return bytes(safetensors.torch.save(tensors, metadata={"format": FORMAT, "header": text}))
+    return bytes(safetensors.torch.save(tensors, metadata={FORMAT: text}))
 
 
 def loads(data: bytes) -> Potential:
@@ -105,10 +105,7 @@ def read_header(data: bytes) -> dict[str, Any]:
         raise ModelError("not a potential, or cut short: expected a safetensors file written by acnn")
     try:
         outer = json.loads(data[8 : 8 + length])
-        found = outer["__metadata__"]
-        if found.get("format") != FORMAT:
-            raise ModelError(f"not a potential of this program: its format says {found.get('format')!r}")
-        header: dict[str, Any] = json.loads(found["header"])
+        header: dict[str, Any] = json.loads(outer["__metadata__"][FORMAT])
         version = int(header["version"])
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ModelError("not a potential: expected a safetensors file written by acnn") from exc

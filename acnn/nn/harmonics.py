@@ -126,8 +126,8 @@ def coupling(l_max: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     Returns
     -------
     tuple
-        ``first`` and ``second``, shape (n_pairs,), the factors' numbers; and the matrix, shape (n_pairs, (l_max + 1)^2).
-        Pairs that couple to nothing are left out.
+        ``first`` and ``second``, shape (n_pairs,), the factors' numbers; and the matrix, shape
+        (n_pairs, (l_max + 1)^2). Pairs that couple to nothing are left out.
     """
     points, weights = sphere_quadrature()
     y = np.concatenate(

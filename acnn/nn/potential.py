@@ -183,7 +183,7 @@ class Potential(nn.Module):
             white = self._whitened(features, graph.species)
             coupled = self.attention(white, graph.species, graph.index, seen)
             features = torch.cat([features, coupled], dim=1)
-        energies = self.fitting(features, graph.species, self.whitening) * self.scale
+        energies: torch.Tensor = self.fitting(features, graph.species, self.whitening) * self.scale
         return energies if extra is None else energies + extra[:, None]
 
     def _whitened(self, features: torch.Tensor, species: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,186 @@
+"""How good a potential is: predictions for many structures, and errors against labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from ase.units import GPa
+from pydantic import BaseModel, ConfigDict, Field
+
+from acnn.batch import Batch
+from acnn.config import TrainConfig
+from acnn.errors import DataError
+from acnn.nn.graph import system_pieces
+from acnn.train.labels import Label, read_labels
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ase import Atoms
+
+    from acnn.nn.potential import Potential
+
+PREDICT_ATOMS = 8192  # atoms whose neighbours are held at a time
+WORST = 0.1  # the part of the structures that the calibration asks about
+
+
+@dataclass(slots=True)
+class Predictions:
+    """What a potential says about structures, in their order.
+
+    Parameters
+    ----------
+    energies
+        Total energies, shape (n,), eV.
+    forces
+        One array of shape (n_atoms, 3) per structure, eV/Å.
+    stresses
+        Shape (n, 3, 3), eV/Å^3, tension positive.
+    energy_spreads
+        The committee's standard deviation, shape (n,), eV/atom.
+    force_spreads
+        One array of shape (n_atoms,) per structure, eV/Å; empty unless it was asked for.
+    """
+
+    energies: np.ndarray
+    forces: list[np.ndarray]
+    stresses: np.ndarray
+    energy_spreads: np.ndarray
+    force_spreads: list[np.ndarray]
+
+
+class Metrics(BaseModel):
+    """Errors of a potential on labels; None where the labels do not say."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    n_structures: int = Field(description="Labels compared.")
+    n_dropped: int = Field(description="Labels set aside because they cannot be compared.")
+    energy_mae_mev_per_atom: float = Field(description="Mean absolute error of the energy, meV/atom.")
+    energy_rmse_mev_per_atom: float = Field(description="Root mean square error of the energy, meV/atom.")
+    force_mae_ev_per_a: float | None = Field(description="Mean absolute error of force components, eV/Å.")
+    force_rmse_ev_per_a: float | None = Field(description="Root mean square error of force components, eV/Å.")
+    stress_mae_gpa: float | None = Field(description="Mean absolute error of the six stress components, GPa.")
+    stress_rmse_gpa: float | None = Field(description="Root mean square error of the six stress components, GPa.")
+    spread_mean_mev_per_atom: float = Field(description="Mean of the committee's energy spread, meV/atom.")
+    spread_rank_correlation: float | None = Field(
+        description="Spearman correlation of energy spread and true absolute error; None for one member or few labels."
+    )
+    spread_worst_found: float | None = Field(
+        description="Part of the worst tenth of the errors that the tenth of largest spread holds."
+    )
+
+
+def predict(potential: Potential, frames: Sequence[Atoms], *, spread: bool = False) -> Predictions:
+    """Evaluate a potential on structures.
+
+    Parameters
+    ----------
+    potential
+        The potential.
+    frames
+        Any number of structures; not changed.
+    spread
+        Also compute the spread of the forces.
+
+    Returns
+    -------
+    Predictions
+        In the order of ``frames``.
+    """
+    energies, forces, stresses, spreads, force_spreads = [], [], [], [], []
+    counts = [len(atoms) for atoms in frames]
+    if 0 in counts:
+        raise DataError(f"structure {counts.index(0)}: has no atoms")
+    for begin, end in system_pieces(counts, PREDICT_ATOMS):
+        batch = Batch.from_atoms(frames[begin:end], torch.float64, potential.device)
+        output = potential.compute(batch, spread=spread)
+        energies.append(output.energy.cpu().numpy())
+        stresses.append(output.stress.cpu().numpy())
+        spreads.append(output.energy_spread.cpu().numpy())
+        cuts = np.cumsum(counts[begin:end])[:-1]
+        forces += np.split(output.forces.cpu().numpy(), cuts)
+        if output.force_spread is not None:
+            force_spreads += np.split(output.force_spread.cpu().numpy(), cuts)
+    if not energies:
+        return Predictions(np.zeros(0), [], np.zeros((0, 3, 3)), np.zeros(0), [])
+    return Predictions(
+        np.concatenate(energies), forces, np.concatenate(stresses), np.concatenate(spreads), force_spreads
+    )
+
+
+def evaluate(potential: Potential, frames: Sequence[Atoms], *, settings: TrainConfig | None = None) -> Metrics:
+    """Compare a potential with labels.
+
+    Parameters
+    ----------
+    potential
+        The potential.
+    frames
+        Structures with a calculator that holds what is known of them.
+    settings
+        Limits beyond which labels are set aside, as in training; None: only broken labels are.
+
+    Returns
+    -------
+    Metrics
+        Errors with units in their names.
+
+    Raises
+    ------
+    DataError
+        If no label can be compared.
+    """
+    limits = settings or TrainConfig(max_force=1e9, max_energy=1e9, max_pressure_gpa=1e9)
+    found = read_labels(frames, limits)
+    labels = found.labels
+    result = predict(potential, [label.atoms for label in labels])
+    sizes = np.array([len(label.atoms) for label in labels])
+    energy = (result.energies - np.array([label.energy for label in labels])) / sizes
+    force, stress = _differences(result, labels)
+    correlation, worst = _calibration(result.energy_spreads, np.abs(energy), potential.n_members)
+    return Metrics(
+        n_structures=len(labels),
+        n_dropped=sum(found.dropped.values()),
+        energy_mae_mev_per_atom=1e3 * float(np.abs(energy).mean()),
+        energy_rmse_mev_per_atom=1e3 * float(np.sqrt(np.square(energy).mean())),
+        force_mae_ev_per_a=_mae(force),
+        force_rmse_ev_per_a=_rmse(force),
+        stress_mae_gpa=_mae(stress),
+        stress_rmse_gpa=_rmse(stress),
+        spread_mean_mev_per_atom=1e3 * float(result.energy_spreads.mean()),
+        spread_rank_correlation=correlation,
+        spread_worst_found=worst,
+    )
+
+
+def _differences(result: Predictions, labels: Sequence[Label]) -> tuple[np.ndarray, np.ndarray]:
+    """Give force differences, eV/Å, and differences of the six stress components, GPa, of the labels that have them."""
+    upper = np.triu_indices(3)
+    pairs = zip(result.forces, labels, strict=True)
+    forces = [(ours - label.forces).ravel() for ours, label in pairs if label.forces is not None]
+    both = zip(result.stresses, labels, strict=True)
+    stresses = [np.asarray(ours - label.stress)[upper] / GPa for ours, label in both if label.stress is not None]
+    return np.concatenate([np.zeros(0), *forces]), np.concatenate([np.zeros(0), *stresses])
+
+
+def _mae(difference: np.ndarray) -> float | None:
+    return float(np.abs(difference).mean()) if difference.size else None
+
+
+def _rmse(difference: np.ndarray) -> float | None:
+    return float(np.sqrt(np.square(difference).mean())) if difference.size else None
+
+
+def _calibration(spread: np.ndarray, error: np.ndarray, members: int) -> tuple[float | None, float | None]:
+    """Say how well the spread tells where the error is large."""
+    if members == 1 or len(error) < 10 or np.ptp(spread) == 0 or np.ptp(error) == 0:
+        return None, None
+    ranks = [np.argsort(np.argsort(values)) for values in (spread, error)]
+    correlation = float(np.corrcoef(ranks)[0, 1])
+    n_worst = max(1, round(WORST * len(error)))
+    uncertain, wrong = set(np.argsort(-spread)[:n_worst].tolist()), set(np.argsort(-error)[:n_worst].tolist())
+    return correlation, len(uncertain & wrong) / n_worst

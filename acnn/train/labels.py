@@ -1,0 +1,276 @@
+"""Labels: what single-point calculations say, checked, cleaned and counted."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ase.units import GPa
+
+from acnn.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ase import Atoms
+
+    from acnn.config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+CLOSEST_PAIR = 0.3  # Å; atoms nearer than this are a broken file, not physics
+REFERENCE_ROUNDS = 12
+
+
+@dataclass(slots=True)
+class Label:
+    """One structure and what is known of it.
+
+    Parameters
+    ----------
+    atoms
+        The structure, without its calculator's state being touched.
+    energy
+        Total energy, eV.
+    forces
+        Shape (n_atoms, 3), eV/Å, or None.
+    stress
+        Shape (3, 3), eV/Å^3, tension positive, or None.
+    family
+        Structures of one family are never divided between training and held-out part.
+    """
+
+    atoms: Atoms
+    energy: float
+    forces: np.ndarray | None
+    stress: np.ndarray | None
+    family: str
+
+    @property
+    def digest(self) -> int:
+        """A number that tells this label from others, 63 bits."""
+        h = hashlib.blake2b(digest_size=8)
+        for array in (self.atoms.numbers, self.atoms.positions, self.atoms.cell.array, np.array([self.energy])):
+            h.update(np.ascontiguousarray(array).tobytes())
+        return int.from_bytes(h.digest(), "little") >> 1
+
+
+@dataclass(slots=True)
+class LabelSet:
+    """Labels fit for use, and why the others were set aside.
+
+    Parameters
+    ----------
+    labels
+        The usable ones, in the order they came.
+    dropped
+        Count of those set aside, by reason.
+    """
+
+    labels: list[Label]
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def read_labels(frames: Sequence[Atoms], settings: TrainConfig) -> LabelSet:
+    """Take the labels from structures and set aside those that no potential should learn.
+
+    Parameters
+    ----------
+    frames
+        Each with a calculator that holds an energy, and forces and stress where they are known.
+    settings
+        The limits beyond which a label is set aside.
+
+    Returns
+    -------
+    LabelSet
+        Never silent: every frame is either among the labels or counted under a reason.
+
+    Raises
+    ------
+    DataError
+        If no usable label is left, or a frame has no energy at all; names the frame.
+    """
+    found = LabelSet([])
+    for number, atoms in enumerate(frames):
+        label = _label_of(atoms, number)
+        reason = _fault(label, settings)
+        if reason:
+            found.dropped[reason] += 1
+        else:
+            found.labels.append(label)
+    _drop_wild_energies(found, settings.max_energy)
+    for reason, count in sorted(found.dropped.items()):
+        logger.warning("%d of %d labels set aside: %s", count, len(frames), reason)
+    if not found.labels:
+        raise DataError(f"no usable label among {len(frames)} frames; set aside: {dict(found.dropped) or 'none given'}")
+    return found
+
+
+def _label_of(atoms: Atoms, number: int) -> Label:
+    """Read one frame."""
+    results = getattr(atoms.calc, "results", {}) if atoms.calc is not None else {}
+    known = results.get("energy", results.get("free_energy"))
+    if known is None:
+        raise DataError(f"frame {number}: expected a calculator with an energy, got {sorted(results) or 'none'}")
+    energy = float(known)
+    forces, stress = results.get("forces"), results.get("stress")
+    if forces is not None:
+        forces = np.asarray(forces, dtype=float)
+        if forces.shape != (len(atoms), 3):
+            raise DataError(f"frame {number}: expected forces of shape {(len(atoms), 3)}, got {forces.shape}")
+    if not atoms.pbc.all():
+        stress = None
+    if stress is not None:
+        stress = _full_stress(np.asarray(stress, dtype=float), number)
+    return Label(atoms, energy, forces, stress, family_of(atoms))
+
+
+def _full_stress(stress: np.ndarray, number: int) -> np.ndarray:
+    """Bring a stress into its 3x3 form."""
+    if stress.shape == (6,):
+        xx, yy, zz, yz, xz, xy = stress
+        return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+    if stress.shape == (3, 3):
+        return np.asarray(0.5 * (stress + stress.T))
+    raise DataError(f"frame {number}: expected a stress of shape (6,) or (3, 3), got {stress.shape}")
+
+
+def family_of(atoms: Atoms) -> str:
+    """Name the family of a structure: ``info["family"]`` where it is given, else its reduced formula and size.
+
+    Parameters
+    ----------
+    atoms
+        The structure.
+
+    Returns
+    -------
+    str
+        The name.
+    """
+    if "family" in atoms.info:
+        return str(atoms.info["family"])
+    return str(atoms.get_chemical_formula())
+
+
+def _fault(label: Label, settings: TrainConfig) -> str:
+    """Say why a label is unusable, or nothing."""
+    atoms = label.atoms
+    if len(atoms) == 0:
+        return "no atoms"
+    arrays = [atoms.positions, atoms.cell.array, np.array(label.energy)]
+    arrays += [a for a in (label.forces, label.stress) if a is not None]
+    if not all(np.isfinite(a).all() for a in arrays):
+        return "not finite"
+    if atoms.pbc.any() and abs(atoms.cell.volume) < 1e-3 * len(atoms):
+        return "flat or empty cell"
+    if label.forces is not None and len(atoms) and np.abs(label.forces).max() > settings.max_force:
+        return f"force above {settings.max_force:g} eV/Å"
+    if label.stress is not None and np.abs(label.stress).max() > settings.max_pressure_gpa * GPa:
+        return f"stress above {settings.max_pressure_gpa:g} GPa"
+    return ""
+
+
+def _drop_wild_energies(found: LabelSet, max_energy: float) -> None:
+    """Set aside labels far from the robust fit of reference energies."""
+    if not found.labels:
+        return
+    excess = energies_above_reference(found.labels)
+    keep = np.abs(excess - np.median(excess)) <= max_energy
+    if not keep.all():
+        found.dropped[f"energy more than {max_energy:g} eV/atom off the references"] += int((~keep).sum())
+        found.labels = [label for label, ok in zip(found.labels, keep, strict=True) if ok]
+
+
+def composition_matrix(labels: Sequence[Label], numbers: Sequence[int]) -> np.ndarray:
+    """Count atoms by element, shape (n_labels, n_elements)."""
+    return np.array([[float((label.atoms.numbers == z).sum()) for z in numbers] for label in labels])
+
+
+def fit_references(labels: Sequence[Label], numbers: Sequence[int]) -> np.ndarray:
+    """Fit one energy per element by robust least squares.
+
+    The fit of energies per atom is reweighted by the inverse of the misfit, so that a few wild labels do not decide, and
+    is regularised towards the mean, so that a single composition still has an answer.
+
+    Parameters
+    ----------
+    labels
+        The labels.
+    numbers
+        Atomic numbers of the elements.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (n_elements,), eV.
+    """
+    counts = composition_matrix(labels, numbers)
+    sizes = counts.sum(1)
+    fractions = counts / sizes[:, None]
+    target = np.array([label.energy for label in labels]) / sizes
+    centre = float(np.median(target))
+    weights = np.ones(len(target))
+    solution = np.zeros(len(numbers))
+    for _ in range(REFERENCE_ROUNDS):
+        weighted = fractions * weights[:, None]
+        normal = fractions.T @ weighted + 1e-6 * weights.sum() * np.eye(len(numbers))
+        solution = np.linalg.solve(normal, weighted.T @ (target - centre))
+        misfit = np.abs(target - centre - fractions @ solution)
+        weights = 1.0 / np.maximum(misfit, max(1e-3, float(np.median(misfit))))
+    return solution + centre
+
+
+def energies_above_reference(labels: Sequence[Label]) -> np.ndarray:
+    """Give energies per atom above the robust fit, shape (n_labels,), eV/atom."""
+    numbers = sorted({int(z) for label in labels for z in label.atoms.numbers})
+    references = fit_references(labels, numbers)
+    counts = composition_matrix(labels, numbers)
+    energies = np.array([label.energy for label in labels])
+    excess: np.ndarray = (energies - counts @ references) / counts.sum(1)
+    return excess
+
+
+def split_families(labels: Sequence[Label], fraction: float, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    """Divide labels into a training and a held-out part, whole families at a time.
+
+    Parameters
+    ----------
+    labels
+        The labels.
+    fraction
+        Part to hold out.
+    rng
+        Decides which families.
+
+    Returns
+    -------
+    tuple
+        Numbers of the training and of the held-out labels. Where there are fewer than five families the split is by
+        label, because holding out a whole family would leave a hole in the data.
+    """
+    wanted = round(fraction * len(labels))
+    if wanted == 0 or len(labels) < 8:
+        return list(range(len(labels))), []
+    names = [label.family for label in labels]
+    if len(set(names)) < 5:
+        names = [str(number) for number in range(len(labels))]
+    families: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        families.setdefault(name, []).append(number)
+    held: list[int] = []
+    for name in rng.permutation(sorted(families)):
+        members = families[str(name)]
+        if len(held) + len(members) <= wanted or not held:
+            held += members
+        if len(held) >= wanted:
+            break
+    if len(held) > len(labels) // 2:
+        held = held[: max(1, wanted)]
+    chosen = set(held)
+    return [number for number in range(len(labels)) if number not in chosen], sorted(chosen)

@@ -1,0 +1,370 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from tqdm import tqdm
+
+from acnn.errors import ConfigError, ModelError, NumericalError
+from acnn.nn.potential import Potential
+from acnn.train.dataset import Dataset
+from acnn.train.labels import Label, LabelSet, read_labels, split_families
+from acnn.train.loss import RobustLoss, Weights, energy_trust, residuals
+from acnn.train.optimizer import Soap
+from acnn.train.prepare import set_onsets, set_references, set_whitening
+from acnn.train.restart import RunState, load_state, save_state
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from ase import Atoms
+
+    from acnn.config import ModelConfig, TrainConfig
+
+logger = logging.getLogger(__name__)
+
+WARM_UP = 0.03  # of the training, during which the learning rate rises
+OWNED = 0.8  # part of the families that each committee member learns from
+SAVE_SECONDS = 30.0
+
+
+@dataclass(slots=True)
+class TrainResult:
+    """What a training gives.
+
+    Parameters
+    ----------
+    potential
+        With its history in ``metadata``.
+    history
+        One record per evaluation; units are in the names.
+    dropped
+        Labels set aside, by reason.
+    n_train
+        Labels learned.
+    n_held_out
+        Labels held out.
+    seconds
+        Time spent, over all restarts.
+    """
+
+    potential: Potential
+    history: list[dict[str, float]] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    n_train: int = 0
+    n_held_out: int = 0
+    seconds: float = 0.0
+
+
+def train(
+    frames: Sequence[Atoms],
+    *,
+    model: ModelConfig,
+    settings: TrainConfig,
+    seed: int,
+    previous: Potential | None = None,
+    elements: Sequence[str] | None = None,
+    work_dir: Path | None = None,
+    label_fingerprint: str = "",
+) -> TrainResult:
+    """Fit a potential to labels.
+
+    Parameters
+    ----------
+    frames
+        Structures with a calculator that holds energy (eV), forces (eV/Å) and stress (eV/Å^3, ASE's sign); forces and
+        stress may be absent.
+    model
+        Shape of the potential; that of ``previous`` must be the same.
+    settings
+        How to fit.
+    seed
+        Decides initial weights, split and order; the same seed gives the same bits on the same machine as long as
+        ``max_time`` does not end or shape the training.
+    previous
+        Potential to start from; it is not changed. All its labels should be among ``frames``, or it forgets them.
+    elements
+        Symbols that the potential must know; None: those of the frames (and of ``previous``).
+    work_dir
+        Folder for the state of the run; a killed training that finds its state there goes on exactly where it was.
+    label_fingerprint
+        What identifies the settings of the calculations; a ``previous`` of other settings is refused.
+
+    Returns
+    -------
+    TrainResult
+        The potential on the CPU, and what happened.
+
+    Raises
+    ------
+    ModelError
+        If ``previous`` does not fit.
+    NumericalError
+        If the loss is not finite.
+    """
+    found = read_labels(frames, settings)
+    run = _Run(found, _start(found, model, seed, previous, elements), settings, seed, warm=previous is not None)
+    if previous is not None and previous.metadata.get("label_fingerprint", "") != label_fingerprint:
+        raise ModelError("the previous potential learned labels of other settings; start from scratch")
+    if work_dir is not None:
+        work_dir.mkdir(parents=True, exist_ok=True)
+    run.fit(work_dir)
+    return run.finish(label_fingerprint)
+
+
+def _start(
+    found: LabelSet, model: ModelConfig, seed: int, previous: Potential | None, elements: Sequence[str] | None
+) -> Potential:
+    """Make the potential that training starts from."""
+    present = {int(z) for label in found.labels for z in label.atoms.numbers}
+    wanted = {chemical_symbols[z] for z in present} | set(elements or ())
+    if previous is None:
+        return Potential(model, sorted(wanted, key=chemical_symbols.index), seed)
+    if previous.config != model:
+        raise ModelError("the previous potential has another shape than the model settings; start from scratch")
+    if not wanted <= set(previous.elements):
+        raise ModelError(f"the previous potential knows {previous.elements}, the labels need {sorted(wanted)}")
+    potential = Potential(model, previous.elements, seed)
+    potential.load_state_dict(previous.state_dict())
+    potential.metadata = dict(previous.metadata)
+    return potential
+
+
+class _Run:
+    """One training: data, potential, optimiser and where it stands."""
+
+    def __init__(self, found: LabelSet, potential: Potential, settings: TrainConfig, seed: int, *, warm: bool) -> None:
+        self.settings, self.potential, self.warm, self.dropped = settings, potential, warm, found.dropped
+        rng = np.random.default_rng(seed)
+        self.labels: list[Label] = found.labels
+        kept, held = split_families(self.labels, settings.validation_fraction, rng)
+        self.kept, self.held = torch.tensor(kept), torch.tensor(held, dtype=torch.int64)
+        if not warm:
+            set_references(potential, [self.labels[number] for number in kept])
+        self.data = Dataset(self.labels, potential)
+        set_onsets(potential, self.data)
+        self.generator = torch.Generator().manual_seed(seed)
+        if not (warm and potential.attention is not None):
+            order = self.kept[torch.randperm(len(self.kept), generator=self.generator)]
+            set_whitening(potential, self.data, order, settings.batch_atoms)
+        names = sorted({label.family for label in self.labels})
+        owners = rng.random((len(names), potential.n_members)) < OWNED
+        rows = [names.index(label.family) for label in self.labels] if len(names) < 2000 else _rows(names, self.labels)
+        owners[owners.sum(1) == 0] = True
+        self.owned = torch.as_tensor(owners[rows], dtype=potential.dtype)
+        excess = self.data.energy / self.data.counts
+        self.loss = RobustLoss(energy_trust(excess), float(potential.scale))
+        named = [(name, p) for name, p in potential.named_parameters() if p.requires_grad]
+        self.parameters: list[torch.Tensor] = [p for _, p in named]
+        decayed = [name.startswith(("fitting.first", "fitting.weights", "attention")) for name, _ in named]
+        self.optimizer = Soap(self.parameters, settings.weight_decay, decayed)
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.state = RunState()
+        self.max_steps = settings.max_steps or default_steps(
+            int(self.data.counts[self.kept].sum()), settings, warm=warm
+        )
+
+    def fit(self, work_dir: Path | None) -> None:
+        """Run until the schedule, the time or the patience ends."""
+        if work_dir is not None:
+            load_state(work_dir, self)
+        state = self.state
+        began = saved = time.monotonic()
+        bar = tqdm(total=self.max_steps, initial=state.step, desc="train", unit="step", disable=None, leave=False)
+        with bar:
+            while state.step < self.max_steps and not state.stopped:
+                now = time.monotonic()
+                state.seconds += now - began
+                began = now
+                progress = self._progress()
+                if progress >= 1.0:
+                    break
+                self._step(progress)
+                bar.update()
+                if state.step % self.settings.evaluate_every == 0:
+                    self._evaluate(bar)
+                if work_dir is not None and now - saved > SAVE_SECONDS:
+                    save_state(work_dir, self)
+                    saved = now
+        state.seconds += time.monotonic() - began
+        self._evaluate(bar)
+        if work_dir is not None:
+            save_state(work_dir, self)
+
+    def _progress(self) -> float:
+        """Say what part of the training is done."""
+        done = self.state.step / self.max_steps
+        if self.settings.max_time is not None:
+            done = max(done, self.state.seconds / self.settings.max_time)
+        return done
+
+    def _weights(self, progress: float) -> Weights:
+        """Let the energy weight grow geometrically from a thirtieth to its final value."""
+        settings = self.settings
+        ramp = 1.0 if self.warm else 30.0 ** (min(1.0, progress / 0.7) - 1.0)
+        return Weights(settings.energy_weight * ramp, settings.force_weight, settings.virial_weight)
+
+    def _learning_rate(self, progress: float) -> float:
+        """Rise, then fall to zero along a half cosine."""
+        settings = self.settings
+        top = settings.warm_learning_rate if self.warm else settings.learning_rate
+        rise = min(1.0, (self.state.step + 1) / max(10.0, WARM_UP * self.max_steps))
+        return top * rise * (0.005 + 0.995 * 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+    def _step(self, progress: float) -> None:
+        """Take one minibatch."""
+        state = self.state
+        if not state.queue:
+            state.queue = self.data.epoch(self.kept, self.settings.batch_atoms, self.generator)
+        graph, targets = self.data.batch(state.queue.pop())
+        owned = self.owned[targets.number]
+        member = torch.multinomial(owned, 1, generator=self.generator)[:, 0]
+        misfits = residuals(self.potential, graph, targets, member, training=True)
+        loss = self.loss(misfits, targets, self._weights(progress), owned)
+        if not math.isfinite(float(loss.detach())):
+            raise NumericalError(f"step {state.step}: the loss is {float(loss)}; is one of the labels wrong?")
+        gradients = torch.autograd.grad(loss, self.parameters)
+        self.optimizer.step(gradients, self._learning_rate(progress))
+        state.step += 1
+        state.loss = float(loss.detach())
+        decay = min(self.settings.ema_decay, state.step / (state.step + 10.0))
+        with torch.no_grad():
+            for average, parameter in zip(self.average, self.parameters, strict=True):
+                average.lerp_(parameter, 1.0 - decay)
+
+    def _swap(self) -> None:
+        """Exchange the weights with their moving average."""
+        with torch.no_grad():
+            for parameter, average in zip(self.parameters, self.average, strict=True):
+                kept = parameter.clone()
+                parameter.copy_(average)
+                average.copy_(kept)
+
+    def _evaluate(self, bar: Any) -> None:  # noqa: ANN401 - tqdm is generic
+        """Measure the averaged weights on the held-out part, keep the best ones, count the patience."""
+        state = self.state
+        numbers = self.held if len(self.held) else self.kept[:16]
+        self._swap()
+        record = measure(self.potential, self.data, numbers, self.settings.batch_atoms)
+        record = {"step": float(state.step), "seconds": round(state.seconds, 3), "loss": state.loss, **record}
+        score = record.pop("score")
+        state.history.append(record)
+        if score < state.best_score or not len(self.held):
+            state.best_score, state.waited = score, 0
+            state.best = [p.detach().clone() for p in self.parameters]
+        else:
+            state.waited += 1
+            state.stopped = state.waited >= self.settings.patience
+        self._swap()
+        bar.set_postfix(
+            {
+                "E meV/atom": f"{1e3 * record['energy_mae_ev_per_atom']:.2f}",
+                "F eV/Å": f"{record['force_mae_ev_per_a']:.3f}",
+            }
+        )
+
+    def finish(self, label_fingerprint: str) -> TrainResult:
+        """Put the best weights in place and write the history."""
+        with torch.no_grad():
+            for parameter, best in zip(self.parameters, self.state.best, strict=True):
+                parameter.copy_(best)
+        potential, state = self.potential, self.state
+        summary = {
+            "n_train": len(self.kept),
+            "n_held_out": len(self.held),
+            "dropped": dict(self.dropped),
+            "steps": state.step,
+            "warm": self.warm,
+            "held_out": {k: v for k, v in state.history[-1].items() if k not in ("step", "seconds", "loss")},
+        }
+        potential.metadata = {
+            **potential.metadata,
+            "label_fingerprint": label_fingerprint,
+            "train_config": self.settings.model_dump(mode="json"),
+            "trainings": [*potential.metadata.get("trainings", []), summary],
+        }
+        logger.info("trained on %d labels in %.1f s, %d steps", len(self.kept), state.seconds, state.step)
+        return TrainResult(potential.eval(), state.history, self.dropped, len(self.kept), len(self.held), state.seconds)
+
+
+def _rows(names: list[str], labels: Sequence[Label]) -> list[int]:
+    """Give the number of each label's family."""
+    number = {name: row for row, name in enumerate(names)}
+    return [number[label.family] for label in labels]
+
+
+def default_steps(n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
+    """Choose the number of steps from the size of the data.
+
+    Parameters
+    ----------
+    n_atoms
+        Atoms of all training labels.
+    settings
+        Gives the size of a minibatch.
+    warm
+        Whether training starts from a previous potential.
+
+    Returns
+    -------
+    int
+        Optimiser steps.
+    """
+    batches = max(1, round(n_atoms / settings.batch_atoms))
+    steps = int(400 * math.sqrt(batches)) + 40 * batches
+    steps = min(max(steps, 400), 20000)
+    return max(150, steps // 4) if warm else steps
+
+
+def measure(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atoms: int) -> dict[str, float]:
+    """Measure mean absolute errors of the committee's mean on some labels.
+
+    Parameters
+    ----------
+    potential
+        The potential.
+    data
+        The labels.
+    numbers
+        Which of them.
+    max_atoms
+        Atoms evaluated together.
+
+    Returns
+    -------
+    dict
+        Errors in eV/atom, eV/Å and eV/atom (virial), and the ``score`` that early stopping minimises.
+    """
+    sums: defaultdict[str, float] = defaultdict(float)
+    counts: Counter[str] = Counter()
+    unit = float(potential.scale)
+    for chosen in data.epoch(numbers, max_atoms, torch.Generator().manual_seed(0)):
+        graph, targets = data.batch(chosen)
+        misfits = residuals(potential, graph, targets, None, training=False)
+        parts = {
+            "energy_mae_ev_per_atom": (misfits.energy.detach()[:, 0], torch.isfinite(targets.energy)),
+            "force_mae_ev_per_a": (misfits.force.detach(), torch.isfinite(targets.forces)),
+            "virial_mae_ev_per_atom": (misfits.virial.detach(), torch.isfinite(targets.virial)),
+        }
+        for name, (misfit, known) in parts.items():
+            sums[name] += float(misfit[known].abs().sum()) * unit
+            counts[name] += int(known.sum())
+    errors = {name: sums[name] / max(1, counts[name]) for name in sums}
+    errors["score"] = (errors["force_mae_ev_per_a"] + 5.0 * errors["energy_mae_ev_per_atom"]) / unit
+    return errors
+
+
+def check_settings(settings: TrainConfig) -> None:
+    """Refuse settings that would learn nothing."""
+    if settings.energy_weight == settings.force_weight == settings.virial_weight == 0:
+        raise ConfigError("train: all weights are zero; at least one of energy, force, virial must count")

@@ -1,0 +1,180 @@
+"""The loss of a minibatch: robust in energies per atom, forces and virials per atom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from acnn.nn.graph import Graph
+from acnn.nn.potential import assemble
+
+if TYPE_CHECKING:
+    from acnn.nn.potential import Potential
+    from acnn.train.dataset import Targets
+
+WILD_FORCE = 4.0  # typical forces beyond which a force counts less
+WILD_ENERGY = 1.0  # eV/atom above the lowest structures, beyond which an energy counts less
+HUBER = 3.0  # typical misfits beyond which the loss grows linearly
+
+
+@dataclass(slots=True)
+class Weights:
+    """Weights of the terms at one moment of the schedule, all relative to the typical force.
+
+    Parameters
+    ----------
+    energy
+        Of the energy per atom, in units of (typical force x 1 Å).
+    force
+        Of the force components.
+    virial
+        Of the virial per atom.
+    """
+
+    energy: float
+    force: float
+    virial: float
+
+
+@dataclass(slots=True)
+class Misfits:
+    """Residuals of a minibatch in units of the typical force (x 1 Å), and how much each one counts; NaN-free.
+
+    Parameters
+    ----------
+    energy
+        Per atom, shape (n_systems, n_members).
+    force
+        Shape (n_atoms, 3).
+    virial
+        Per atom, shape (n_systems, 3, 3).
+    """
+
+    energy: torch.Tensor
+    force: torch.Tensor
+    virial: torch.Tensor
+
+
+def residuals(
+    potential: Potential, graph: Graph, targets: Targets, member: torch.Tensor | None, *, training: bool
+) -> Misfits:
+    """Evaluate the potential and subtract the targets.
+
+    Parameters
+    ----------
+    potential
+        The potential.
+    graph
+        Neighbourhoods.
+    targets
+        The labels.
+    member
+        The member whose forces each structure tests, shape (n_systems,); None: the committee's mean.
+    training
+        Keep the graph of operations for a later derivative.
+
+    Returns
+    -------
+    Misfits
+        Differentiable by the weights if ``training``.
+    """
+    vectors = graph.vectors.detach().requires_grad_(True)  # noqa: FBT003 - the signature of torch
+    graph = Graph(vectors, graph.index, graph.species, graph.system, graph.n_systems)
+    with torch.enable_grad():
+        members = potential(graph)
+        chosen = members.mean(1) if member is None else members.gather(1, member[graph.system][:, None])[:, 0]
+        gradient = torch.autograd.grad(chosen.sum(), vectors, create_graph=training)[0]
+    forces, virial = assemble(graph, gradient)
+    total = members.new_zeros((graph.n_systems, members.shape[1])).index_add(0, graph.system, members)
+    if member is None:
+        total = total.mean(1, keepdim=True)
+    unit, counts = potential.scale, targets.counts
+    return Misfits(
+        (total - targets.energy[:, None]) / counts[:, None] / unit,
+        torch.nan_to_num((forces - targets.forces) / unit),
+        torch.nan_to_num((virial - targets.virial) / counts[:, None, None] / unit),
+    )
+
+
+class RobustLoss:
+    """Pseudo-Huber loss whose elbow follows the typical misfit as training proceeds.
+
+    Parameters
+    ----------
+    trust_energy
+        How much each label's energy counts, shape (n_labels,).
+    scale
+        The typical force, eV/Å.
+
+    Notes
+    -----
+    `typical` holds the running mean size of the three kinds of misfits; it belongs to the state of a restart.
+    """
+
+    def __init__(self, trust_energy: torch.Tensor, scale: float) -> None:
+        self.trust_energy = trust_energy
+        self.scale = scale
+        self.typical = torch.full((3,), -1.0, dtype=torch.float64)
+
+    def __call__(self, misfits: Misfits, targets: Targets, weights: Weights, owned: torch.Tensor) -> torch.Tensor:
+        """Compute the loss of a minibatch.
+
+        Parameters
+        ----------
+        misfits
+            From `residuals`.
+        targets
+            The labels.
+        weights
+            At this moment.
+        owned
+            One where a member may learn a structure's energy, shape (n_systems, n_members).
+
+        Returns
+        -------
+        torch.Tensor
+            A number.
+        """
+        energy_trust = self.trust_energy[targets.number]
+        size = torch.nan_to_num(targets.forces).norm(dim=1) / self.scale
+        force_trust = 1.0 / (1.0 + (size / WILD_FORCE).square())
+        virial_size = torch.nan_to_num(targets.virial).flatten(1).norm(dim=1) / targets.counts / self.scale
+        virial_trust = 1.0 / (1.0 + (virial_size / WILD_FORCE).square())
+        terms = (
+            (misfits.energy, energy_trust[:, None] * owned, weights.energy),
+            (misfits.force, force_trust[:, None].expand_as(misfits.force), weights.force),
+            (misfits.virial, virial_trust[:, None, None].expand_as(misfits.virial), weights.virial),
+        )
+        total = misfits.energy.new_zeros(())
+        for kind, (misfit, trust, weight) in enumerate(terms):
+            elbow = self._elbow(kind, misfit.detach(), trust)
+            relative = misfit / elbow
+            robust = elbow * elbow * ((1.0 + relative.square()).sqrt() - 1.0)
+            total = total + weight * (trust * robust).sum() / trust.sum().clamp(min=1e-6)
+        return total
+
+    def _elbow(self, kind: int, misfit: torch.Tensor, trust: torch.Tensor) -> float:
+        """Follow the typical misfit; give the size from which the loss grows linearly."""
+        now = float((trust * misfit.abs()).sum() / trust.sum().clamp(min=1e-6))
+        before = float(self.typical[kind])
+        self.typical[kind] = now if before < 0 else 0.95 * before + 0.05 * now
+        return HUBER * max(1e-4, float(self.typical[kind]))
+
+
+def energy_trust(excess: torch.Tensor) -> torch.Tensor:
+    """Say how much each label's energy counts: less, the higher it lies.
+
+    Parameters
+    ----------
+    excess
+        Energies per atom above the references, shape (n_labels,), eV/atom.
+
+    Returns
+    -------
+    torch.Tensor
+        Between zero and one, same shape.
+    """
+    above = excess - torch.quantile(excess, 0.1)
+    return 1.0 / (1.0 + (above.clamp(min=0.0) / WILD_ENERGY).square())

@@ -1,0 +1,125 @@
+"""Adam in the eigenbasis of Shampoo's preconditioner (SOAP; Vyas et al., arXiv 2409.11321), for small networks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BETAS = (0.95, 0.97)
+SHAMPOO_BETA = 0.97
+EPSILON = 1e-8
+LARGEST_SIDE = 640  # sides of a matrix longer than this are not rotated
+REFRESH = 10  # steps between two updates of the eigenbases
+
+
+class Soap:
+    """Optimise a fixed list of tensors; everything that a restart needs is in `state`.
+
+    Parameters
+    ----------
+    parameters
+        Leaf tensors with up to three dimensions; of three, the first numbers independent matrices.
+    weight_decay
+        Decoupled decay per unit of learning rate, for matrices that ask for it.
+    decayed
+        Whether each parameter decays.
+    rotate
+        False: plain AdamW.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[torch.Tensor],
+        weight_decay: float,
+        decayed: Sequence[bool],
+        *,
+        rotate: bool = True,
+    ) -> None:
+        self.parameters = list(parameters)
+        self.weight_decay = weight_decay
+        self.decayed = list(decayed)
+        self.rotate = rotate
+        self.steps = 0
+        self.state: list[dict[str, torch.Tensor]] = [{} for _ in self.parameters]
+
+    def step(self, gradients: Sequence[torch.Tensor], learning_rate: float) -> None:
+        """Move the parameters once.
+
+        Parameters
+        ----------
+        gradients
+            Of the loss, in the order of the parameters.
+        learning_rate
+            Size of the step.
+        """
+        self.steps += 1
+        with torch.no_grad():
+            for parameter, gradient, state, decays in zip(
+                self.parameters, gradients, self.state, self.decayed, strict=True
+            ):
+                move = self._direction(gradient, state)
+                if decays and self.weight_decay:
+                    parameter.mul_(1.0 - learning_rate * self.weight_decay)
+                parameter.add_(move, alpha=-learning_rate)
+
+    def _direction(self, gradient: torch.Tensor, state: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Compute the preconditioned, bias-corrected direction."""
+        if not state:
+            state["mean"] = torch.zeros_like(gradient)
+            state["square"] = torch.zeros_like(gradient)
+        state["mean"].lerp_(gradient, 1.0 - BETAS[0])
+        rotate = self.rotate and gradient.dim() >= 2
+        if rotate:
+            self._update_bases(gradient, state)
+            gradient = _rotate(gradient, state, back=False)
+        state["square"].lerp_(gradient.square(), 1.0 - BETAS[1])
+        mean = _rotate(state["mean"], state, back=False) if rotate else state["mean"]
+        mean = mean / (1.0 - BETAS[0] ** self.steps)
+        move = mean / ((state["square"] / (1.0 - BETAS[1] ** self.steps)).sqrt() + EPSILON)
+        return _rotate(move, state, back=True) if rotate else move
+
+    def _update_bases(self, gradient: torch.Tensor, state: dict[str, torch.Tensor]) -> None:
+        """Follow the covariance of the gradient's rows and columns, and now and then its eigenvectors."""
+        for side, dim in (("left", -2), ("right", -1)):
+            if not 1 < gradient.shape[dim] <= LARGEST_SIDE:
+                continue
+            product = gradient @ gradient.mT if side == "left" else gradient.mT @ gradient
+            if side not in state:
+                state[side] = product.clone()
+                state[side + "_axes"] = torch.linalg.eigh(_steadied(product))[1].flip(-1)
+                continue
+            state[side].lerp_(product, 1.0 - SHAMPOO_BETA)
+            if self.steps % REFRESH == 0 or self.steps in (2, 4):
+                _refresh(state, side, dim)
+
+
+def _refresh(state: dict[str, torch.Tensor], side: str, dim: int) -> None:
+    """Take one step of orthogonal iteration towards the eigenvectors, keeping them sorted."""
+    axes, product = state[side + "_axes"], state[side]
+    turned = product @ axes
+    order = (axes * turned).sum(-2).argsort(dim=-1, descending=True)
+    expanded = order[..., None, :].expand_as(turned)
+    state[side + "_axes"] = torch.linalg.qr(turned.gather(-1, expanded))[0]
+    square = state["square"]
+    index = order[..., :, None].expand_as(square) if dim == -2 else order[..., None, :].expand_as(square)
+    state["square"] = square.gather(dim, index)
+
+
+def _steadied(product: torch.Tensor) -> torch.Tensor:
+    """Add a little to the diagonal, so that an eigensolver meets no zero matrix."""
+    size = product.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp(min=1e-20)
+    return product + 1e-6 * size * torch.eye(product.shape[-1], dtype=product.dtype, device=product.device)
+
+
+def _rotate(x: torch.Tensor, state: dict[str, torch.Tensor], *, back: bool) -> torch.Tensor:
+    """Turn a matrix into the eigenbasis, or back."""
+    left, right = state.get("left_axes"), state.get("right_axes")
+    if left is not None:
+        x = (left if back else left.mT) @ x
+    if right is not None:
+        x = x @ (right.mT if back else right)
+    return x

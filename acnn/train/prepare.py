@@ -1,0 +1,111 @@
+"""What is set from data before the weights are trained: references, energy scale, repulsion onsets, whitening."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from ase.data import atomic_numbers
+
+from acnn.nn.fitting import whitening_of
+from acnn.nn.repulsion import default_onset
+from acnn.train.labels import fit_references
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from acnn.nn.potential import Potential
+    from acnn.train.dataset import Dataset
+    from acnn.train.labels import Label
+
+ONSET_MARGIN = 0.98  # of the shortest distance seen: the repulsion stays clear of the data
+WHITENING_ATOMS = 20000  # environments from which the whitening is taken, at most
+
+
+def set_references(potential: Potential, labels: Sequence[Label]) -> None:
+    """Fit the reference energies and the scale of what remains."""
+    numbers = [atomic_numbers[symbol] for symbol in potential.elements]
+    references = fit_references(labels, numbers)
+    potential.reference.copy_(torch.as_tensor(references))
+    forces = [label.forces for label in labels if label.forces is not None]
+    scale = typical_force(forces)
+    potential.scale.fill_(scale)
+
+
+def typical_force(forces: Sequence[np.ndarray]) -> float:
+    """Give a robust size of the force components, eV/Å, that a few wild labels do not move; 1 where there are none."""
+    if not forces:
+        return 1.0
+    sizes = np.array([np.sqrt(np.mean(np.square(f))) for f in forces])
+    sizes = sizes[sizes > 1e-3]
+    return float(np.clip(np.median(sizes), 0.02, 20.0)) if len(sizes) else 0.1
+
+
+def set_onsets(potential: Potential, dataset: Dataset) -> None:
+    """Let the repulsion start just below the shortest distance of each pair of elements."""
+    numbers = [atomic_numbers[symbol] for symbol in potential.elements]
+    guess = torch.as_tensor(default_onset(numbers), dtype=potential.dtype)
+    seen = ONSET_MARGIN * dataset.closest_pairs(len(numbers)).to(guess)
+    # a pair that was only ever seen far apart keeps the guess, or the shorter of both where it was seen closer
+    potential.repulsion.onset.copy_(torch.where(seen < 1.6 * guess, seen, guess))
+
+
+def set_whitening(potential: Potential, dataset: Dataset, numbers: torch.Tensor, max_atoms: int) -> None:
+    """Take the whitening from the descriptors of some labels, and keep the function that the potential is.
+
+    Parameters
+    ----------
+    potential
+        Its whitening is replaced, and the layers behind it are turned so that no energy changes.
+    dataset
+        The labels.
+    numbers
+        Those to use, in random order.
+    max_atoms
+        Atoms evaluated together.
+    """
+    kept = numbers[: max(1, int((dataset.counts[numbers].cumsum(0) <= WHITENING_ATOMS).sum()))]
+    features, species = _features(potential, dataset, kept, max_atoms)
+    old_mean, old_matrix = potential.whitening.mean.double(), potential.whitening.matrix.double()
+    new_mean, new_matrix = old_mean.clone(), old_matrix.clone()
+    for element in range(len(potential.elements)):
+        own = features[species == element]
+        if len(own):
+            new_mean[element], new_matrix[element] = whitening_of(own, features)
+    _turn_layers(potential, (old_mean, old_matrix), (new_mean, new_matrix))
+    potential.whitening.mean.copy_(new_mean)
+    potential.whitening.matrix.copy_(new_matrix)
+
+
+def _features(
+    potential: Potential, dataset: Dataset, numbers: torch.Tensor, max_atoms: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Evaluate the descriptors of some labels in double precision."""
+    features, species = [], []
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for chosen in dataset.epoch(numbers, max_atoms, generator):
+            graph, _ = dataset.batch(chosen)
+            distances = graph.vectors.norm(dim=2)
+            neighbor_species = graph.species[graph.index]
+            features.append(potential.embedding(graph.vectors, distances, distances, neighbor_species).double())
+            species.append(graph.species)
+    return torch.cat(features), torch.cat(species)
+
+
+def _turn_layers(
+    potential: Potential, old: tuple[torch.Tensor, torch.Tensor], new: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    """Express the first layer in the new whitened coordinates."""
+    fitting = potential.fitting
+    n_white = old[0].shape[1]
+    pairs = [(fitting.linear, fitting.offset)]
+    if fitting.first is not None and fitting.bias is not None:
+        pairs.append((fitting.first, fitting.bias))
+    with torch.no_grad():
+        for weight, offset in pairs:
+            plain = torch.bmm(old[1], weight[:, :n_white].double())
+            shift = torch.bmm((new[0] - old[0])[:, None], plain)[:, 0]
+            weight[:, :n_white] = torch.linalg.solve(new[1], plain).to(weight.dtype)
+            offset.add_(shift.to(offset.dtype))

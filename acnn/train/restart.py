@@ -1,0 +1,162 @@
+"""The state of a training on disk: a killed run goes on exactly where it was."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from acnn.errors import ModelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE_NAME = "train-state.safetensors"
+KEY = "acnn-train-state"
+
+
+@dataclass(slots=True)
+class RunState:
+    """Where a training stands.
+
+    Parameters
+    ----------
+    step
+        Optimiser steps done.
+    seconds
+        Time spent, over all restarts.
+    loss
+        Of the last minibatch.
+    best_score
+        Lowest score on the held-out part.
+    waited
+        Evaluations since then.
+    stopped
+        Whether the patience is spent.
+    best
+        The weights of the lowest score.
+    queue
+        Minibatches left of this epoch.
+    history
+        One record per evaluation.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    loss: float = 0.0
+    best_score: float = math.inf
+    waited: int = 0
+    stopped: bool = False
+    best: list[torch.Tensor] = field(default_factory=list)
+    queue: list[torch.Tensor] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def identity(run: Any) -> dict[str, Any]:  # noqa: ANN401 - the loop's own class, which imports this module
+    """Say what a state belongs to: settings, labels and shape."""
+    digest = 0
+    for label in run.labels:
+        digest = (digest * 1000003 + label.digest) % (1 << 61)
+    return {
+        "settings": run.settings.model_dump(mode="json"),
+        "model": run.potential.config.model_dump(mode="json"),
+        "elements": list(run.potential.elements),
+        "labels": digest,
+        "warm": run.warm,
+    }
+
+
+def save_state(folder: Path, run: Any) -> None:  # noqa: ANN401
+    """Write the state of a run; the file appears whole or not at all.
+
+    Parameters
+    ----------
+    folder
+        Where.
+    run
+        The running training.
+    """
+    state: RunState = run.state
+    tensors: dict[str, torch.Tensor] = {"generator": run.generator.get_state(), "typical": run.loss.typical}
+    for name, group in (("weight", run.parameters), ("average", run.average), ("best", state.best)):
+        tensors.update({f"{name}.{i}": tensor.detach().clone() for i, tensor in enumerate(group)})
+    for i, entry in enumerate(run.optimizer.state):
+        tensors.update({f"optimizer.{i}.{key}": value.clone() for key, value in entry.items()})
+    tensors.update({f"queue.{i}": chosen.clone() for i, chosen in enumerate(state.queue)})
+    tensors.update({f"buffer.{key}": value.clone() for key, value in run.potential.named_buffers()})
+    head = {key: getattr(state, key) for key in ("step", "seconds", "loss", "waited", "stopped", "history")}
+    head |= {"identity": identity(run), "best_score": state.best_score if math.isfinite(state.best_score) else None}
+    head |= {"optimizer_steps": run.optimizer.steps}
+    tensors = {key: value.contiguous() for key, value in tensors.items()}
+    data = safetensors.torch.save(tensors, metadata={KEY: json.dumps(head, sort_keys=True)})
+    partial = folder / (FILE_NAME + ".partial")
+    partial.write_bytes(data)
+    partial.replace(folder / FILE_NAME)
+
+
+def load_state(folder: Path, run: Any) -> bool:  # noqa: ANN401
+    """Continue from a folder, if it holds a state of this very run.
+
+    Parameters
+    ----------
+    folder
+        Where `save_state` wrote.
+    run
+        The new training, as it is before its first step.
+
+    Returns
+    -------
+    bool
+        Whether there was a state.
+
+    Raises
+    ------
+    ModelError
+        If the state is damaged or belongs to other settings or labels.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        return False
+    data = path.read_bytes()
+    try:
+        size = int.from_bytes(data[:8], "little")
+        head = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][KEY])
+        tensors = safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError) as exc:
+        raise ModelError(f"{path}: damaged; delete it to start again") from exc
+    if head["identity"] != identity(run):
+        raise ModelError(f"{path}: belongs to other settings or labels; delete it, or choose another folder")
+    _restore(run, head, tensors)
+    return True
+
+
+def _restore(run: Any, head: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:  # noqa: ANN401
+    """Put everything back in place."""
+    state: RunState = run.state
+    for key in ("step", "seconds", "loss", "waited", "stopped", "history"):
+        setattr(state, key, head[key])
+    state.best_score = math.inf if head["best_score"] is None else head["best_score"]
+    with torch.no_grad():
+        for i, parameter in enumerate(run.parameters):
+            parameter.copy_(tensors[f"weight.{i}"])
+            run.average[i].copy_(tensors[f"average.{i}"])
+        for key, value in run.potential.named_buffers():
+            value.copy_(tensors[f"buffer.{key}"])
+    state.best = [tensors[f"best.{i}"] for i in range(len(run.parameters)) if f"best.{i}" in tensors]
+    state.queue = [tensors[key] for key in sorted((k for k in tensors if k.startswith("queue.")), key=_rank)]
+    run.generator.set_state(tensors["generator"])
+    run.loss.typical = tensors["typical"]
+    run.optimizer.steps = head["optimizer_steps"]
+    for i, entry in enumerate(run.optimizer.state):
+        prefix = f"optimizer.{i}."
+        entry.update({key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)})
+
+
+def _rank(key: str) -> int:
+    """Read the number at the end of a key."""
+    return int(key.rsplit(".", 1)[1])
