@@ -9,14 +9,26 @@ import torch
 from ase.data import atomic_numbers, covalent_radii
 
 from acnn.errors import ConfigError
+from acnn.relax.result import FailureReason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from acnn.batch import Batch
+    from acnn.config import RelaxConfig
     from acnn.neighbors import Neighbors
 
-MinDistance = "Mapping[tuple[str, str], float] | np.ndarray | None"
+CODES = tuple(FailureReason)
+"""Reasons by number, from 1; 0 is none."""
+
+CODE = {reason: number for number, reason in enumerate(CODES, start=1)}
+"""Numbers of the reasons."""
+
+RETRIED = (FailureReason.TOO_CLOSE, FailureReason.VOLUME, FailureReason.NOT_FINITE)
+"""Reasons that a shorter step may avoid."""
+
+GPA = 1.0 / 160.21766208
+"""One GPa in eV/Å^3."""
 
 N_NUMBERS = 119
 """Atomic numbers 0 to 118."""
@@ -90,3 +102,51 @@ def closest_ratio(batch: Batch, neighbors: Neighbors, table: torch.Tensor) -> to
     ratio = torch.where(torch.isfinite(ratio) | torch.isinf(ratio), ratio, torch.zeros_like(ratio))
     smallest = torch.full((batch.n_systems,), torch.inf, dtype=ratio.dtype, device=ratio.device)
     return smallest.scatter_reduce(0, batch.system, ratio, "amin")
+
+
+def first_broken(
+    settings: RelaxConfig,
+    *,
+    ratio: torch.Tensor,
+    volume_per_atom: torch.Tensor,
+    growth: torch.Tensor,
+    drop: torch.Tensor,
+    stress: torch.Tensor,
+    finite: torch.Tensor,
+) -> torch.Tensor:
+    """Number the limit that each structure breaks.
+
+    Parameters
+    ----------
+    settings
+        The limits.
+    ratio
+        Shortest distance in units of what is allowed, shape (n,).
+    volume_per_atom
+        Shape (n,), Å^3.
+    growth
+        Volume in units of the start's, shape (n,).
+    drop
+        How far the enthalpy is below the start's, shape (n,), eV/atom.
+    stress
+        Largest component, shape (n,), eV/Å^3.
+    finite
+        Whether energy and gradient are finite, shape (n,).
+
+    Returns
+    -------
+    torch.Tensor
+        Number of the reason, 0 for none, shape (n,); distances come before volume, finiteness, stress and energy.
+    """
+    broken = {
+        FailureReason.ENERGY: drop > settings.energy_drop,
+        FailureReason.STRESS: stress > settings.stress_limit_gpa * GPA,
+        FailureReason.NOT_FINITE: ~finite,
+        FailureReason.VOLUME: ~((growth > settings.volume_shrink) & (growth < settings.volume_growth))
+        | (volume_per_atom < SMALLEST_VOLUME),
+        FailureReason.TOO_CLOSE: ~(ratio >= 1.0),
+    }
+    codes = torch.zeros_like(ratio, dtype=torch.int64)
+    for reason, where in broken.items():
+        codes = torch.where(where, CODE[reason], codes)
+    return codes

@@ -9,14 +9,11 @@ import numpy as np
 import torch
 
 from acnn.batch import Batch
+from acnn.relax.guard import GPA
 from acnn.relax.strain import Deformation
 
 if TYPE_CHECKING:
     from ase import Atoms
-
-GPA = 1.0 / 160.21766208
-"""One GPa in eV/Å^3."""
-
 
 @dataclass(frozen=True)
 class Job:

@@ -1,0 +1,309 @@
+"""The structures in flight: finished ones leave, new ones enter, every step is judged."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+
+from acnn.errors import NumericalError
+from acnn.neighbors import build_neighbors
+from acnn.relax.guard import CODE, CODES, GPA, RETRIED, closest_ratio, first_broken
+from acnn.relax.minimizer import Minimizer, Trial
+from acnn.relax.pool import Job, Pool
+from acnn.relax.result import FailureReason, Relaxed, RelaxStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+    from acnn.config import RelaxConfig
+    from acnn.relax.interface import PotentialLike
+
+logger = logging.getLogger(__name__)
+
+RETRIES = 5
+"""Shortened steps in a row that may end beyond a limit before the structure counts as unsafe."""
+
+CPU_ATOMS = 2048
+"""Atoms in flight on a CPU: enough to hide the overhead of a step."""
+
+CUDA_ATOMS = 500_000
+"""Most atoms in flight on a GPU."""
+
+ATOM_BYTES = 40_000
+"""Memory that an atom in flight takes on a GPU, neighbours and history included."""
+
+SLOT_ATOMS = 8
+"""Atoms of the smallest structures for which there are enough slots."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the potential and the guards say of the trial points of some slots.
+
+    Attributes
+    ----------
+    trial
+        Enthalpies and gradients.
+    codes
+        Number of the limit that is broken, 0 if none, shape (n,).
+    energy
+        Energies, shape (n,), eV.
+    spread
+        Standard deviation of the committee, shape (n,), eV/atom.
+    fmax
+        Largest forces, shape (n,), eV/Å.
+    residual
+        Largest components of stress plus pressure, shape (n,), GPa.
+    """
+
+    trial: Trial
+    codes: torch.Tensor
+    energy: torch.Tensor
+    spread: torch.Tensor
+    fmax: torch.Tensor
+    residual: torch.Tensor
+
+
+class Engine:
+    """Structures in flight and the potential that drives them.
+
+    Parameters
+    ----------
+    potential
+        Gives energies, forces and stresses of a batch.
+    settings
+        Convergence, steps and guards.
+    table
+        Minimum distances by atomic number, shape (119, 119), Å.
+    """
+
+    def __init__(self, potential: PotentialLike, settings: RelaxConfig, table: np.ndarray) -> None:
+        device = torch.device(potential.device)
+        self.potential = potential
+        self.settings = settings
+        self.limit = settings.batch_atoms or _affordable(device)
+        self.table = torch.as_tensor(table, dtype=potential.dtype, device=device) * settings.bonds_scale
+        self.pool = Pool(0, device)
+        self.device = device
+        self.retried = torch.tensor([CODE[reason] for reason in RETRIED], device=device)
+        self.n_calls = 0
+
+    def run(self, jobs: Iterator[Job]) -> Iterator[Relaxed]:
+        """Relax jobs until none is left.
+
+        Parameters
+        ----------
+        jobs
+            Structures to relax, read as slots become free.
+
+        Yields
+        ------
+        Relaxed
+            Results, in the order in which they finish.
+        """
+        n_slots = max(1, self.limit // SLOT_ATOMS)
+        first = _take(jobs, self.limit, n_slots)
+        self._allocate(n_slots if len(first) == n_slots else max(1, len(first)))
+        self._enter(first)
+        while self.pool.used.any():
+            yield from self._advance()
+            vacant = self.pool.n_vacant
+            room = self.limit - int((self.pool.numbers[self.pool.used] > 0).sum())
+            if vacant * 8 >= self.pool.n_slots or room * 8 >= self.limit:
+                self._enter(_take(jobs, room, vacant))
+
+    def _allocate(self, n_slots: int) -> None:
+        """Make empty slots."""
+        def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+            return torch.zeros((n_slots, *shape), dtype=dtype, device=self.device)
+
+        self.pool = Pool(n_slots, self.device)
+        self.minimizer = Minimizer(n_slots, self.settings, self.device)
+        self.n_steps = zeros(dtype=torch.int64)
+        self.n_beyond = zeros(dtype=torch.int64)
+        self.start_volume, self.start_enthalpy = zeros(), zeros()
+        self.energy, self.spread, self.fmax, self.residual = zeros(), zeros(), zeros(), zeros()
+
+    def _enter(self, jobs: list[Job]) -> None:
+        """Put structures into vacant slots."""
+        if not jobs:
+            return
+        width = max(len(job.atoms) for job in jobs)
+        if width > self.pool.width:
+            self.pool.widen(width)
+            self.minimizer.widen(3 + width)
+        rows = self.pool.enter(jobs)
+        self.minimizer.start(rows, self.pool.point[rows])
+        self.n_steps[rows] = 0
+        self.n_beyond[rows] = 0
+        self.start_volume[rows] = torch.linalg.det(self.pool.start_cell[rows]).abs()
+        for values in (self.energy, self.spread, self.fmax, self.residual, self.start_enthalpy):
+            values[rows] = torch.nan
+
+    def _advance(self) -> list[Relaxed]:
+        """Evaluate every trial point once, judge it, and propose the next."""
+        rows = self.pool.active()
+        found = self._evaluate(rows)
+        beyond = found.codes > 0
+        self.n_steps[rows] += 1
+        self.n_beyond[rows] = torch.where(beyond, self.n_beyond[rows] + 1, 0)
+        patient = torch.isin(found.codes, self.retried) & (self.n_beyond[rows] <= RETRIES) & self.minimizer.started[rows]
+        accept = self.minimizer.judge(rows, found.trial)
+        self._record(rows, found, accept)
+        codes = self._verdict(rows, torch.where(patient, 0, found.codes))
+        done = codes >= 0
+        results = self._finish(rows[done], codes[done]) if bool(done.any()) else []
+        self.minimizer.propose(rows[~done])
+        return results
+
+    def _verdict(self, rows: torch.Tensor, fatal: torch.Tensor) -> torch.Tensor:
+        """Number the reason for which each structure ends; 0 if converged, -1 if it goes on."""
+        settings = self.settings
+        stalled = self.minimizer.stalled(rows)
+        late = self.n_steps[rows] >= settings.max_steps
+        quiet = (self.fmax[rows] < settings.fmax) & (self.residual[rows] < settings.stress_gpa)
+        codes = torch.full_like(rows, -1)
+        codes = torch.where(stalled, CODE[FailureReason.STALLED], codes)
+        codes = torch.where(late, CODE[FailureReason.MAX_STEPS], codes)
+        codes = torch.where(quiet & self.minimizer.started[rows], 0, codes)
+        return torch.where(fatal > 0, fatal, codes)
+
+    def _evaluate(self, rows: torch.Tensor) -> Found:
+        """Evaluate the trial points, in halves if the memory does not suffice."""
+        try:
+            return self._evaluate_once(rows)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            n_atoms = int((self.pool.numbers[rows] > 0).sum())
+            if len(rows) == 1:
+                raise NumericalError(f"out of memory with one structure of {n_atoms} atoms in flight") from error
+            self.limit = max(1, min(self.limit, n_atoms // 2))
+            logger.warning("out of memory with %d atoms in flight: continuing with at most %d", n_atoms, self.limit)
+        half = len(rows) // 2
+        return _join(self._evaluate(rows[:half]), self._evaluate(rows[half:]))
+
+    def _evaluate_once(self, rows: torch.Tensor) -> Found:
+        """Ask the potential at the trial points, and hold them against the limits."""
+        dtype = self.potential.dtype
+        geometry = self.pool.geometry(rows, self.minimizer.trial[rows])
+        batch, present = self.pool.batch(rows, geometry, dtype)
+        neighbors = build_neighbors(batch, self.potential.cutoff)
+        output = self.potential.compute(batch, neighbors)
+        self.n_calls += 1
+        forces = torch.zeros_like(geometry.positions)
+        forces[present] = output.forces.detach().double()
+        forces -= (forces.sum(1) / present.sum(1)[:, None])[:, None] * present[:, :, None]
+        energy = output.energy.detach().double()
+        pressure = self.pool.pressure[rows]
+        stress = output.stress.detach().double()
+        stress = 0.5 * (stress + stress.mT)
+        residual = stress + pressure[:, None, None] * torch.eye(3, dtype=torch.float64, device=self.device)
+        gradient = self.pool.gradient(rows, geometry, forces, residual)
+        enthalpy = energy + pressure * geometry.volumes
+        ratio = closest_ratio(batch, neighbors, self.table)
+        counts = present.sum(1)
+        start = torch.where(self.minimizer.started[rows], self.start_enthalpy[rows], enthalpy)
+        codes = first_broken(
+            self.settings,
+            ratio=ratio,
+            volume_per_atom=geometry.volumes / counts,
+            growth=geometry.volumes / self.start_volume[rows],
+            drop=(start - enthalpy) / counts,
+            stress=stress.abs().amax((1, 2)),
+            finite=torch.isfinite(enthalpy) & torch.isfinite(gradient).all(2).all(1),
+        )
+        return Found(
+            trial=Trial(enthalpy, 4.0 * torch.finfo(dtype).eps * energy.abs(), gradient, codes == 0),
+            codes=codes,
+            energy=energy,
+            spread=output.energy_spread.detach().double(),
+            fmax=forces.norm(dim=2).amax(1),
+            residual=residual.abs().amax((1, 2)) / GPA,
+        )
+
+    def _record(self, rows: torch.Tensor, found: Found, accept: torch.Tensor) -> None:
+        """Keep what is known of the points that were accepted, and of starts that were not."""
+        keep = accept | ~self.minimizer.started[rows]
+        kept = rows[keep]
+        first = rows[accept & self.start_enthalpy[rows].isnan()]
+        self.start_enthalpy[first] = self.minimizer.enthalpy[first]
+        self.energy[kept] = found.energy[keep]
+        self.spread[kept] = found.spread[keep]
+        self.fmax[kept] = found.fmax[keep]
+        self.residual[kept] = found.residual[keep]
+
+    def _finish(self, rows: torch.Tensor, codes: torch.Tensor) -> list[Relaxed]:
+        """Hand out structures and vacate their slots."""
+        geometry = self.pool.geometry(rows, self.minimizer.point[rows])
+        cells, positions = geometry.cells.cpu().numpy(), geometry.positions.cpu().numpy()
+        enthalpy = (self.energy[rows] + self.pool.pressure[rows] * geometry.volumes).tolist()
+        values = torch.stack([self.fmax[rows], self.residual[rows], self.energy[rows], self.spread[rows]], dim=1).tolist()
+        n_steps, started = self.n_steps[rows].tolist(), self.minimizer.started[rows].tolist()
+        results = []
+        for k, (slot, code) in enumerate(zip(rows.tolist(), codes.tolist(), strict=True)):
+            reason = CODES[code - 1] if code else None
+            atoms = self.pool.atoms(slot, cells[k], positions[k])
+            status = _status(reason)
+            fmax, residual, energy, spread = values[k]
+            results.append(
+                Relaxed(
+                    index=self.pool.job(slot).index,
+                    atoms=atoms,
+                    status=status,
+                    reason=reason.value if reason else "",
+                    n_steps=n_steps[k],
+                    fmax=fmax,
+                    stress_residual_gpa=residual,
+                    energy=energy,
+                    enthalpy=enthalpy[k],
+                    spread=spread,
+                    last_safe=atoms.copy() if status is RelaxStatus.UNSAFE and started[k] else None,
+                )
+            )
+            self.pool.leave(slot)
+        return results
+
+
+def _status(reason: FailureReason | None) -> RelaxStatus:
+    """Say how a structure ended from the reason why it did not converge."""
+    if reason is None:
+        return RelaxStatus.CONVERGED
+    if reason in (FailureReason.MAX_STEPS, FailureReason.STALLED):
+        return RelaxStatus.UNCONVERGED
+    return RelaxStatus.UNSAFE
+
+
+def _take(jobs: Iterator[Job], n_atoms: int, n_jobs: int | None = None) -> list[Job]:
+    """Read jobs until they have so many atoms together, or until there are enough."""
+    taken: list[Job] = []
+    total = 0
+    while total < n_atoms and (n_jobs is None or len(taken) < n_jobs):
+        job = next(jobs, None)
+        if job is None:
+            break
+        taken.append(job)
+        total += len(job.atoms)
+    return taken
+
+
+def _join(first: Found, second: Found) -> Found:
+    """Put two halves together."""
+
+    def both(one: object, other: object, kind: type) -> dict[str, torch.Tensor]:
+        names = [field.name for field in fields(kind) if field.name != "trial"]
+        return {name: torch.cat([getattr(one, name), getattr(other, name)]) for name in names}
+
+    trial = Trial(**both(first.trial, second.trial, Trial))
+    return Found(trial=trial, **both(first, second, Found))
+
+
+def _affordable(device: torch.device) -> int:
+    """Choose the number of atoms in flight from the memory of the device."""
+    if device.type == "cpu":
+        return CPU_ATOMS
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(CUDA_ATOMS, free // 2 // ATOM_BYTES))
