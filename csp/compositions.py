@@ -70,7 +70,7 @@ def plan_compositions(
         element(symbol)
     formulae = _listed(symbols, settings) if settings.compositions is not None else _varied(symbols, settings)
     weights = _weights(formulae, symbols, attempts or {}, hull_distances or {}, fixed=settings.compositions is not None)
-    picks = _even_draw(weights, rng, n)
+    picks = even_draw(weights, rng, n)
     units = rng.random(n)
     plan: list[dict[str, int]] = []
     for pick, chance in zip(picks, units, strict=True):
@@ -224,9 +224,7 @@ def _weights(
                 weights[members] *= k / weights[members].sum()
     known = set(attempts) | set(hull_distances)
     if known:
-        place = {
-            row: i for i, row in enumerate(map(tuple, (formulae // np.gcd.reduce(formulae, axis=1)[:, None]).tolist()))
-        }
+        place = {tuple(row): i for i, row in enumerate(_coprime(formulae))}
         for formula in known:
             row = _row(formula, symbols)
             index = place.get(row)
@@ -247,10 +245,82 @@ def _row(formula: str, symbols: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(count // divisor for count in counts)
 
 
-def _even_draw(weights: Floats, rng: np.random.Generator, n: int) -> Ints:
-    """Draw n indices with these weights by systematic sampling: shares are met to within one, order is random."""
+def even_draw(weights: Floats, rng: np.random.Generator, n: int) -> Ints:
+    """Draw indices by systematic sampling: every share is met to within one, the order is random.
+
+    Parameters
+    ----------
+    weights
+        (m,) not negative, sum 1.
+    rng
+        Source of chance.
+    n
+        Draws.
+
+    Returns
+    -------
+    Ints
+        (n,) indices below m.
+    """
     if n == 0:
         return np.zeros(0, dtype=np.int64)
     points = (np.arange(n) + rng.random()) / n
     picks = np.searchsorted(np.cumsum(weights), points * (1 - 1e-12), side="right")
     return rng.permutation(np.minimum(picks, len(weights) - 1))
+
+
+class CompositionRule:
+    """Tells which cells the settings allow.
+
+    Parameters
+    ----------
+    elements
+        Chemical symbols of the system.
+    settings
+        Compositions, formula units, atoms, ranges, charge balance.
+    """
+
+    def __init__(self, elements: Sequence[str], settings: GenerateConfig) -> None:
+        self.symbols = tuple(dict.fromkeys(elements))
+        self.settings = settings
+        listed = settings.compositions
+        self.listed = None if listed is None else {tuple(row) for row in _coprime(_listed(self.symbols, settings))}
+        self._known: dict[tuple[int, ...], bool] = {}
+
+    def allows(self, counts: Mapping[str, int]) -> bool:
+        """Tell whether a cell may be made.
+
+        Parameters
+        ----------
+        counts
+            Atoms by element.
+
+        Returns
+        -------
+        bool
+            Least atoms and formula units are not asked for: a prototype or a mutation may be a smaller cell.
+        """
+        total = sum(counts.values())
+        if not 0 < total <= self.settings.atoms[1] or not set(counts) <= set(self.symbols):
+            return False
+        row = tuple(counts.get(symbol, 0) for symbol in self.symbols)
+        divisor = gcd(*row)
+        reduced = tuple(count // divisor for count in row)
+        if reduced not in self._known:
+            self._known[reduced] = self._allows(reduced)
+        return self._known[reduced]
+
+    def _allows(self, reduced: tuple[int, ...]) -> bool:
+        if self.listed is not None:
+            return reduced in self.listed
+        fractions = np.array(reduced) / sum(reduced)
+        for symbol, (least, most) in self.settings.element_ranges.items():
+            if not least - 1e-9 <= fractions[self.symbols.index(symbol)] <= most + 1e-9:
+                return False
+        return not self.settings.charge_balanced or bool(charge_balanced(np.array([reduced]), self.symbols)[0])
+
+
+def _coprime(rows: Ints) -> list[list[int]]:
+    """Divide each row of counts by its common divisor."""
+    reduced: list[list[int]] = (rows // np.gcd.reduce(rows, axis=1)[:, None]).tolist()
+    return reduced

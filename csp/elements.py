@@ -1,7 +1,6 @@
 """Estimates for elements before anything was computed: volume under pressure, radii, oxidation states."""
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from ase.data import covalent_radii
@@ -26,7 +25,7 @@ BOUND_HYDROGEN = (8.0, 9.0, 4.5)  # Å^3, GPa, 1: hydridic hydrogen, between MgH
 GASES = frozenset({"H", "N", "O", "F", "Cl", "He", "Ne", "Ar", "Kr", "Xe", "Rn"})
 
 
-def element(symbol: str) -> Any:  # noqa: ANN401 - pymatgen's Element is untyped here
+def element(symbol: str) -> Element:
     """Look an element up.
 
     Parameters
@@ -36,8 +35,8 @@ def element(symbol: str) -> Any:  # noqa: ANN401 - pymatgen's Element is untyped
 
     Returns
     -------
-    Any
-        The pymatgen Element.
+    Element
+        Of pymatgen.
 
     Raises
     ------

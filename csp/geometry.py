@@ -1,5 +1,7 @@
 """Distances in a crystal over all periodic images."""
 
+from itertools import product
+
 import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
@@ -10,7 +12,7 @@ Ints = NDArray[np.int64]
 TINY = 1e-9
 
 
-def pair_distances(atoms: Atoms, reach: float) -> tuple[Ints, Ints, Floats]:
+def pair_vectors(atoms: Atoms, reach: float) -> tuple[Ints, Ints, Floats]:
     """List the pairs of atoms within reach.
 
     Parameters
@@ -23,22 +25,29 @@ def pair_distances(atoms: Atoms, reach: float) -> tuple[Ints, Ints, Floats]:
     Returns
     -------
     tuple[Ints, Ints, Floats]
-        First atom, second atom, distance in Å, each (n_pairs,): every pair and image once in each direction. Two atoms
-        at the same place count as a pair at distance 0.
+        First atom (n_pairs,), second atom (n_pairs,), vector from the first to the second (n_pairs, 3) in Å: every pair
+        and image once in each direction. Two atoms at the same place count as a pair at distance 0.
     """
     cell = np.asarray(atoms.cell.array, dtype=float)
-    fractions = np.linalg.solve(cell.T, atoms.positions.T).T
+    inverse = np.linalg.inv(cell)
+    fractions = atoms.positions @ inverse
     difference = fractions[None] - fractions[:, None]
     difference -= np.rint(difference)
-    heights = 1.0 / np.sqrt((np.linalg.inv(cell) ** 2).sum(axis=0))
-    ranges = np.floor(reach / heights + 0.5 + TINY).astype(int)
-    axes = (np.arange(-n, n + 1) for n in ranges)
-    images = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 1, 1, 3)
-    squared = (((difference[None] + images) @ cell) ** 2).sum(axis=-1)
-    home = len(images) // 2
-    squared[home][np.diag_indices(len(atoms))] = np.inf
-    _, first, second = np.nonzero(squared < reach**2)
-    return first, second, np.sqrt(squared[squared < reach**2])
+    ranges = np.floor(reach * np.sqrt((inverse**2).sum(axis=0)) + 0.5 + TINY).astype(int)
+    first: list[Ints] = []
+    second: list[Ints] = []
+    vectors: list[Floats] = []
+    home = difference @ cell
+    for image in product(*(range(-n, n + 1) for n in ranges.tolist())):
+        shifted = home + np.array(image, dtype=float) @ cell
+        squared = np.einsum("ijk,ijk->ij", shifted, shifted)
+        if not any(image):
+            np.fill_diagonal(squared, np.inf)
+        i, j = np.nonzero(squared < reach**2)
+        first.append(i)
+        second.append(j)
+        vectors.append(shifted[i, j])
+    return np.concatenate(first), np.concatenate(second), np.concatenate(vectors)
 
 
 def shortest_distances(atoms: Atoms, reach: float) -> dict[tuple[int, int], float]:
@@ -56,7 +65,8 @@ def shortest_distances(atoms: Atoms, reach: float) -> dict[tuple[int, int], floa
     dict[tuple[int, int], float]
         Å by atomic numbers, the smaller first; pairs that do not come within reach are left out.
     """
-    first, second, distance = pair_distances(atoms, reach)
+    first, second, vectors = pair_vectors(atoms, reach)
+    distance = np.sqrt((vectors**2).sum(axis=1))
     numbers = np.asarray(atoms.numbers)
     low, high = np.minimum(numbers[first], numbers[second]), np.maximum(numbers[first], numbers[second])
     code = low * 1000 + high
@@ -81,5 +91,6 @@ def least_excess(atoms: Atoms, limits: Floats) -> float:
     float
         Å; negative where a pair is too close, infinite where none is near.
     """
-    first, second, distance = pair_distances(atoms, float(limits.max()) + TINY)
+    first, second, vectors = pair_vectors(atoms, float(limits.max()) + TINY)
+    distance = np.sqrt((vectors**2).sum(axis=1))
     return float((distance - limits[first, second]).min(initial=np.inf))

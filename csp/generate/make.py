@@ -2,17 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from ase import Atoms
+from ase.data import chemical_symbols
+from pymatgen.core.structure import Structure
 
-from csp.compositions import plan_compositions
+from csp.compositions import even_draw, plan_compositions
 from csp.config import GenerateConfig
-from csp.errors import ConfigError
-from csp.generate.symmetric import RandomCrystals, Request, allowed_groups
-from csp.knowledge import Knowledge, reduced_formula
+from csp.errors import ConfigError, DataError
+from csp.generate.mutations import Mutations
+from csp.generate.pool import Pool, Proposal, Proposer, Request
+from csp.generate.prototypes import Prototypes
+from csp.generate.seeds import load_seeds
+from csp.generate.symmetric import RandomCrystals, allowed_groups
+from csp.generate.trial import plain_trial
+from csp.knowledge import Knowledge
 
-PLAN, CRYSTALS = 0, 1  # branches of the seed
+PLAN, SOURCES, CRYSTALS = range(3)  # branches of the seed
 
 
 @dataclass(frozen=True)
@@ -23,14 +31,15 @@ class Generated:
     ----------
     atoms
         The crystals, in the order of their requests; each satisfies the least distances over all periodic images.
-        ``atoms.info`` holds ``origin``, ``space_group`` (asked for), ``formula`` (reduced), ``family`` (shared by
-        everything derived from one ancestor) and ``lineage`` (how it came about, "" where it was drawn from nothing).
+        ``atoms.info`` holds ``name``, ``origin`` (random, prototype, mutation, seed), ``space_group`` (asked for),
+        ``formula`` (reduced), ``family`` (shared by everything derived from one ancestor) and ``lineage`` (how it came
+        about, "" where it was drawn from nothing).
     asked
         Crystals asked for.
     made
         Crystals made.
     refused
-        Refusals by reason; ``asked == made + sum(refused)``.
+        Refusals by reason; ``asked == made + sum(refused.values())``.
     """
 
     atoms: list[Atoms]
@@ -39,7 +48,7 @@ class Generated:
     refused: dict[str, int] = field(default_factory=dict)
 
 
-def generate(
+def generate(  # noqa: PLR0913 - one call serves every source
     settings: GenerateConfig,
     knowledge: Knowledge,
     *,
@@ -47,13 +56,17 @@ def generate(
     n: int,
     seed: np.random.SeedSequence,
     plan: Sequence[Mapping[str, int]] | None = None,
+    attempts: Mapping[str, int] | None = None,
+    hull_distances: Mapping[str, float] | None = None,
+    parents: Sequence[Atoms] = (),
+    seeds: Sequence[Atoms | Structure] = (),
 ) -> Generated:
     """Make trial crystals.
 
     Parameters
     ----------
     settings
-        How crystals are made.
+        How crystals are made, and from which sources.
     knowledge
         Least distances and volumes at the pressure of the search.
     elements
@@ -61,9 +74,18 @@ def generate(
     n
         Crystals wanted.
     seed
-        Source of all chance; crystal i depends on the seed, on i and on its own composition only.
+        Source of all chance: the same seed and arguments give the same crystals on any machine.
     plan
-        Atoms by element of each of the ``n`` cells; None lets ``plan_compositions`` choose.
+        Atoms by element of each of the ``n`` cells, all random; None draws from every source and lets
+        ``plan_compositions`` choose the contents of the random ones.
+    attempts
+        Crystals already tried, by reduced formula; for the plan.
+    hull_distances
+        Least enthalpy above the hull so far by reduced formula, eV/atom; for the plan.
+    parents
+        Good structures to mutate, the best first.
+    seeds
+        Structures that the user gives, besides the files of the settings.
 
     Returns
     -------
@@ -76,42 +98,92 @@ def generate(
         If the settings can never be met: no composition, no space group, elements without knowledge.
     """
     _check(settings, knowledge, elements)
+    given = [*load_seeds(settings.seeds), *load_seeds(seeds)]
+    _check_seeds(given, elements)
     if plan is None:
-        plan = plan_compositions(elements, settings, np.random.default_rng(child(seed, PLAN)), n)
-    if len(plan) != n:
+        sources = _sources(settings, knowledge, elements, given, parents)
+        proposers = _draw_sources(sources, given, knowledge, n, _rng(seed, SOURCES))
+        n_random = sum(proposer is None for proposer in proposers)
+        plan = plan_compositions(
+            elements, settings, _rng(seed, PLAN), n_random, attempts=attempts, hull_distances=hull_distances
+        )
+    elif len(plan) == n:
+        proposers = [None] * n
+    else:
         raise ConfigError(f"plan: expected {n} compositions, got {len(plan)}")
+    crystals = RandomCrystals(settings, knowledge)
+    contents = iter([{symbol: count for symbol, count in cell.items() if count} for cell in plan])
     requests = [
-        Request(i, {symbol: count for symbol, count in counts.items() if count}, rng=rng_of(seed, i))
-        for i, counts in enumerate(plan)
+        Request(i, proposer or partial(crystals.propose, next(contents)), _rng(seed, CRYSTALS, i))
+        for i, proposer in enumerate(proposers)
     ]
     made: dict[int, Atoms] = {}
 
     def accept(request: Request, atoms: Atoms) -> None:
-        name = name_of(seed, request.index)
-        atoms.info.update(formula=reduced_formula(request.counts), family=name, lineage="")
+        name = "-".join(map(str, (*seed.spawn_key, request.index)))
+        atoms.info = {"name": name, "family": name, **atoms.info}
         made[request.index] = atoms
 
-    refused = RandomCrystals(settings, knowledge).make(requests, accept)
-    crystals = [made[i] for i in sorted(made)]
-    return Generated(crystals, n, len(crystals), refused)
+    refused = Pool(settings, knowledge).work(requests, accept)
+    atoms = [made[i] for i in sorted(made)]
+    return Generated(atoms, n, len(atoms), refused)
 
 
-def child(seed: np.random.SeedSequence, *key: int) -> np.random.SeedSequence:
-    """Give a child seed by its key, without changing the parent as ``spawn`` would."""
-    return np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, *key), pool_size=seed.pool_size)
+def _rng(seed: np.random.SeedSequence, *key: int) -> np.random.Generator:
+    """Give a branch of the seed its own source of chance, without changing the seed as ``spawn`` would."""
+    branch = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, *key), pool_size=seed.pool_size)
+    return np.random.default_rng(branch)
 
 
-def rng_of(seed: np.random.SeedSequence, index: int) -> np.random.Generator:
-    """Give crystal ``index`` its own source of chance."""
-    return np.random.default_rng(child(seed, CRYSTALS, index))
+def _sources(
+    settings: GenerateConfig,
+    knowledge: Knowledge,
+    elements: Sequence[str],
+    seeds: Sequence[Atoms],
+    parents: Sequence[Atoms],
+) -> list[tuple[float, Proposer | None]]:
+    """List the sources that can give anything, with their weights; None stands for random crystals."""
+    sources: list[tuple[float, Proposer | None]] = []
+    spare = 0.0
+    if settings.prototype_share:
+        prototypes = Prototypes(settings, knowledge, elements)
+        sources.append((settings.prototype_share if prototypes.formulae else 0.0, prototypes.propose))
+        spare += 0.0 if prototypes.formulae else settings.prototype_share
+    for share, structures, origin in (
+        (settings.mutation_share, parents, "mutation"),
+        (settings.seed_share, seeds, "seed"),
+    ):
+        mutations = Mutations(settings, knowledge, structures, origin=origin)
+        sources.append((share if mutations.parents else 0.0, mutations.propose))
+        spare += 0.0 if mutations.parents else share
+    return [(settings.random_share + spare, None), *sources]
 
 
-def name_of(seed: np.random.SeedSequence, index: int) -> str:
-    """Name a crystal by its place: generation, stage and chunk as in the seed's key, then its index."""
-    return "-".join(map(str, (*seed.spawn_key, index)))
+def _draw_sources(
+    sources: Sequence[tuple[float, Proposer | None]],
+    seeds: Sequence[Atoms],
+    knowledge: Knowledge,
+    n: int,
+    rng: np.random.Generator,
+) -> list[Proposer | None]:
+    """Choose the source of each crystal: the plain seeds first, then every source by its share."""
+    plain: list[Proposer | None] = [partial(_plain, atoms, knowledge) for atoms in seeds[:n]]
+    weights = np.array([weight for weight, _ in sources])
+    picks = even_draw(weights / weights.sum(), rng, n - len(plain))
+    return [*plain, *(sources[pick][1] for pick in picks)]
+
+
+def _plain(atoms: Atoms, knowledge: Knowledge, _: np.random.Generator) -> Proposal | str:
+    """Propose a seed as it is."""
+    kinds = np.array([knowledge.elements.index(chemical_symbols[int(z)]) for z in atoms.numbers])
+    cell = np.asarray(atoms.cell.array, dtype=float)
+    name = str(atoms.info["seed"])
+    trial = plain_trial(cell, kinds, atoms.positions @ np.linalg.inv(cell))
+    return Proposal(trial, {"origin": "seed", "space_group": 1, "lineage": name, "family": name})
 
 
 def _check(settings: GenerateConfig, knowledge: Knowledge, elements: Sequence[str]) -> None:
+    """Refuse what can never work before anything is made."""
     unknown = sorted(set(elements) - set(knowledge.elements))
     if unknown:
         raise ConfigError(f"elements: no distances or volumes are known for {', '.join(unknown)}")
@@ -121,3 +193,14 @@ def _check(settings: GenerateConfig, knowledge: Knowledge, elements: Sequence[st
             f"generate.space_groups: none of {settings.space_groups or 'all 230'} has {low} to {high} symmetry "
             "operations (generate.symmetry_operations)"
         )
+
+
+def _check_seeds(seeds: Sequence[Atoms], elements: Sequence[str]) -> None:
+    """Refuse seeds with foreign elements, which would be dropped otherwise."""
+    for atoms in seeds:
+        foreign = sorted({chemical_symbols[int(z)] for z in atoms.numbers} - set(elements))
+        if foreign:
+            raise DataError(
+                f"generate.seeds: {atoms.info['seed']} contains {', '.join(foreign)}, which is not in "
+                f"{'-'.join(elements)}"
+            )

@@ -90,3 +90,30 @@ def new_trial(group: SpaceGroup, chosen: list[tuple[int, int]], volume: float, r
         rotations=turn @ np.concatenate([position.rotations for position in positions]) @ back,
         translations=np.concatenate([position.translations for position in positions]) @ turn.T,
     )
+
+
+def plain_trial(cell: Floats, kinds: Ints, fractions: Floats) -> Trial:
+    """Take a structure as it is, every atom free.
+
+    Parameters
+    ----------
+    cell
+        (3, 3), rows, Å; a left-handed cell is turned into a right-handed one.
+    kinds
+        (n_atoms,) index of each atom's element.
+    fractions
+        (n_atoms, 3).
+
+    Returns
+    -------
+    Trial
+        Without symmetry, in the reduced cell.
+    """
+    order = np.argsort(kinds, kind="stable")
+    n = len(kinds)
+    if np.linalg.det(cell) < 0:
+        cell, fractions = -cell, -fractions
+    change = reduction(cell)
+    unit = np.broadcast_to(np.eye(3), (n, 3, 3))
+    points = fractions[order] @ np.rint(np.linalg.inv(change))
+    return Trial(1, change @ cell, kinds[order], points, unit, np.arange(n), unit, np.zeros((n, 3)))

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import combinations, product
 from math import gcd
 
@@ -70,8 +70,6 @@ class SpaceGroup:
         (n, 3) fractions of the primitive cell.
     conventional_rotations
         (n, 3, 3) the same rotations in the conventional basis.
-    positions
-        Wyckoff positions, the most special first; the last is the general one.
     """
 
     number: int
@@ -79,12 +77,16 @@ class SpaceGroup:
     rotations: Ints
     translations: Floats
     conventional_rotations: Ints
-    positions: tuple[Wyckoff, ...]
 
     @property
     def order(self) -> int:
         """Symmetry operations of the primitive cell."""
         return len(self.rotations)
+
+    @cached_property
+    def positions(self) -> tuple[Wyckoff, ...]:
+        """Wyckoff positions, the most special first; the last is the general one."""
+        return _positions(self.rotations, self.translations)
 
 
 @contextmanager
@@ -109,7 +111,7 @@ def _hall_numbers() -> dict[int, int]:
 
 @lru_cache(maxsize=N_GROUPS)
 def space_group(number: int) -> SpaceGroup:
-    """Derive a space group's primitive operations and Wyckoff positions.
+    """Derive a space group's primitive cell and operations.
 
     Parameters
     ----------
@@ -119,7 +121,7 @@ def space_group(number: int) -> SpaceGroup:
     Returns
     -------
     SpaceGroup
-        Kept in memory after the first call (some milliseconds).
+        Kept in memory after the first call.
     """
     with _quiet():
         data = spglib.get_symmetry_from_database(_hall_numbers()[number])
@@ -132,7 +134,7 @@ def space_group(number: int) -> SpaceGroup:
     kept = np.sort(first)
     primitive = np.rint(to_primitive @ rotations[kept] @ basis.T).astype(np.int64)
     shifts = _wrap(translations[kept] @ to_primitive.T)
-    return SpaceGroup(number, basis, primitive, shifts, rotations[kept], _positions(primitive, shifts))
+    return SpaceGroup(number, basis, primitive, shifts, rotations[kept])
 
 
 def _primitive_basis(centring: Floats) -> Floats:

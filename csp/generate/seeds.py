@@ -1,0 +1,92 @@
+"""Reading structures that the user gives."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.io import ParseError, read
+from ase.io.formats import UnknownFileTypeError
+from pymatgen.core.structure import Structure
+from pymatgen.io.ase import AseAtomsAdaptor
+
+from csp.errors import DataError
+
+PATTERNS = ("*.cif", "*.vasp", "POSCAR*", "CONTCAR*", "*.xyz", "*.extxyz")
+UNREADABLE = (OSError, ValueError, LookupError, RuntimeError, ParseError, UnknownFileTypeError)  # what readers raise
+SMALLEST_VOLUME = 0.5  # Å^3 per atom, below which a cell is no crystal
+
+
+def load_seeds(sources: Sequence[str | Path | Atoms | Structure]) -> list[Atoms]:
+    """Read seeds from files, folders and objects.
+
+    Parameters
+    ----------
+    sources
+        CIF, POSCAR or extended XYZ files, folders of these, ASE Atoms or pymatgen Structures.
+
+    Returns
+    -------
+    list[Atoms]
+        In the order given, folders in the order of their file names; ``info["seed"]`` tells where each is from.
+
+    Raises
+    ------
+    DataError
+        If a file is missing, unreadable or no ordered crystal; it is named.
+    """
+    seeds: list[Atoms] = []
+    for position, source in enumerate(sources):
+        if isinstance(source, (str, Path)):
+            for path in _files(Path(source)):
+                seeds.extend(_read(path))
+        else:
+            atoms = _ordered(source, f"seed {position}") if isinstance(source, Structure) else source.copy()
+            seeds.append(_checked(atoms, f"seed {position}"))
+    return seeds
+
+
+def _files(path: Path) -> list[Path]:
+    """Give a file, or the structure files of a folder by name."""
+    if not path.is_dir():
+        if not path.is_file():
+            raise DataError(f"generate.seeds: expected a file or a folder, {path} does not exist")
+        return [path]
+    found = sorted({file for pattern in PATTERNS for file in path.glob(pattern) if file.is_file()})
+    if not found:
+        raise DataError(f"generate.seeds: the folder {path} holds none of {', '.join(PATTERNS)}")
+    return found
+
+
+def _read(path: Path) -> list[Atoms]:
+    """Read every structure of a file."""
+    try:
+        if path.suffix == ".cif":
+            return [_checked(_ordered(Structure.from_file(path), str(path)), str(path))]
+        poscar = path.suffix == ".vasp" or path.name.startswith(("POSCAR", "CONTCAR"))
+        frames = read(path, index=":", format="vasp" if poscar else None)
+    except UNREADABLE as error:
+        raise DataError(f"generate.seeds: {path} cannot be read as a crystal: {error}") from error
+    return [_checked(atoms, f"{path}:{i}" if len(frames) > 1 else str(path)) for i, atoms in enumerate(frames)]
+
+
+def _ordered(structure: Structure, name: str) -> Atoms:
+    """Turn a pymatgen structure into Atoms."""
+    if not structure.is_ordered:
+        raise DataError(f"generate.seeds: {name} has partly occupied sites; give an ordered structure")
+    structure = structure.copy()
+    structure.remove_oxidation_states()
+    atoms: Atoms = AseAtomsAdaptor.get_atoms(structure, msonable=False)
+    return Atoms(numbers=atoms.numbers, cell=atoms.cell.array, positions=atoms.positions, pbc=True)
+
+
+def _checked(atoms: Atoms, name: str) -> Atoms:
+    """Make sure that a seed is a crystal, and keep nothing but its geometry."""
+    if not len(atoms):
+        raise DataError(f"generate.seeds: {name} has no atoms")
+    cell = np.asarray(atoms.cell.array)
+    if not np.isfinite(cell).all() or abs(np.linalg.det(cell)) < SMALLEST_VOLUME * len(atoms):
+        raise DataError(f"generate.seeds: {name} has no cell; a crystal periodic in three directions is needed")
+    seed = Atoms(numbers=atoms.numbers, cell=cell, positions=atoms.positions, pbc=True)
+    seed.info["seed"] = Path(name).name
+    return seed
