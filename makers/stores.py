@@ -48,6 +48,9 @@ class EmbeddedStore(MontyStore):  # type: ignore[misc, unused-ignore]
         with (folder / ".connect.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             super().connect(force_reset)
+            database = self._coll.database
+            if self.collection_name not in database.list_collection_names():
+                database.create_collection(self.collection_name)  # two first writers would both try
 
     def ensure_index(self, key: str, unique: bool | None = False) -> bool:  # noqa: ARG002, FBT001, FBT002 - maggma's signature
         """Say that there are no indexes.
@@ -316,7 +319,7 @@ def sibling_store(job_store: JobStore, collection: str, key: str = "task_id") ->
     Returns
     -------
     Store
-        Connected, and sharing the connection of the job store: do not close it.
+        Connected. It may share the connection of the job store: do not close it.
 
     Raises
     ------
@@ -332,6 +335,9 @@ def sibling_store(job_store: JobStore, collection: str, key: str = "task_id") ->
             f"or the embedded store"
         )
     sibling = cast("MongoStore", type(docs).from_dict(docs.as_dict() | {"collection_name": collection, "key": key}))
+    if isinstance(sibling, EmbeddedStore):
+        sibling.connect()
+        return sibling
     # the same client: a MemoryStore's database exists in it only, and a MongoStore's needs no second connection
     sibling._coll = docs._collection.database[collection]  # noqa: SLF001 - maggma has no public way
     return sibling

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,17 @@ CURABLE = [
 custodian cures by other physics: another smearing, precision or k-mesh, or a larger cell. PositiveEnergyErrorHandler is
 left out as a whole: under pressure a positive energy is right."""
 
-PHYSICS = ("ENCUT", "GGA", "METAGGA", "ISMEAR", "SIGMA", "PREC", "LREAL", "KSPACING", "ISPIN", "NELMIN")
+PHYSICS = ("ENCUT", "GGA", "METAGGA", "ISMEAR", "SIGMA", "PREC", "LREAL", "KSPACING", "ISPIN")
 """Tags that make labels comparable: a calculation that ended with others than asked for is rejected."""
+
+
+class ResignedUnconvergedHandler(UnconvergedErrorHandler):  # type: ignore[misc, unused-ignore]
+    """Two better algorithms are tried; what has not converged then ends as it is, and the label says so.
+
+    Custodian's own handler ends with an exception instead, which leaves no task document.
+    """
+
+    max_num_corrections = 2
 
 
 def label_handlers() -> list[Any]:
@@ -55,7 +65,7 @@ def label_handlers() -> list[Any]:
     """
     return [
         VaspErrorHandler(errors_subset_to_catch=CURABLE),
-        UnconvergedErrorHandler(),
+        ResignedUnconvergedHandler(),
         NonConvergingErrorHandler(),
         FrozenJobErrorHandler(),
     ]
@@ -249,9 +259,9 @@ def _provenance(doc: dict[str, Any]) -> dict[str, Any]:
     host, _, folder = str(doc.get("dir_name") or "").rpartition(":")
     calculations = doc.get("calcs_reversed") or [{}]
     vasp = str(calculations[0].get("vasp_version") or "unknown")
-    statistics = (doc.get("run_stats") or {}).get("overall") or {}
+    seconds = float(((doc.get("run_stats") or {}).get("overall") or {}).get("elapsed_time") or 0.0)
     corrections = [
-        f"{correction.get('handler')}: {correction.get('actions')}"
+        f"{_handler_name(correction.get('handler'))}: {correction.get('errors')} -> {correction.get('actions')}"
         for run in doc.get("custodian") or []
         for correction in run.get("corrections") or []
     ]
@@ -259,7 +269,20 @@ def _provenance(doc: dict[str, Any]) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("atomate2", "custodian")} | {"vasp": vasp},
         "host": host,
         "directory": folder,
-        "started": str(calculations[0].get("completed_at") or ""),
-        "seconds": float(statistics.get("elapsed_time") or 0.0),
+        "started": _started(calculations[0].get("completed_at"), seconds),
+        "seconds": seconds,
         "corrections": corrections,
     }
+
+
+def _handler_name(handler: Any) -> str:  # noqa: ANN401 - an object, or what is left of it in the database
+    name = handler.get("@class") if isinstance(handler, dict) else handler
+    return name if isinstance(name, str) else type(handler).__name__
+
+
+def _started(completed: Any, seconds: float) -> str:  # noqa: ANN401 - text or a date, by the version of emmet-core
+    try:
+        end = datetime.fromisoformat(str(completed))
+    except ValueError:
+        return ""
+    return (end.astimezone(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds")  # naive times are local
