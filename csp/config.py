@@ -110,7 +110,7 @@ class SelectConfig(Settings):
     )
     angle_tolerance: float = Field(5.0, gt=0, description="Cell angles of one crystal agree to this, degrees.")
     symmetry_tolerances: tuple[float, ...] = Field(
-        (0.02, 0.1, 0.2), min_length=1, description="Two crystals need a common space group at any of these, Å."
+        (0.02, 0.1, 0.3), min_length=1, description="Two crystals need a common space group at any of these, Å."
     )
     bonds_scale: float = Field(
         0.7, gt=0, le=1, description="A pair closer than this times its minimum distance is unsafe, at first."

@@ -299,7 +299,7 @@ def _amounts(formula: str) -> dict[str, float]:
     except ValueError as exc:
         raise DataError(f"formula {formula!r}: expected something like Mg2Si") from exc
     if not amounts:
-        raise DataError("formula: expected something like Mg2Si, got an empty one")
+        raise DataError(f"formula {formula!r}: expected something like Mg2Si, got no atoms")
     return {str(symbol): float(amount) for symbol, amount in amounts.items()}
 
 
