@@ -100,7 +100,7 @@ class RelaxConfig(Settings):
     bonds_scale: float = Field(0.7, gt=0, description="A pair closer than this times its minimum distance is unsafe.")
     volume_shrink: float = Field(0.2, gt=0, lt=1, description="Unsafe below this times the starting volume.")
     volume_growth: float = Field(5.0, gt=1, description="Unsafe above this times the starting volume.")
-    energy_drop: float = Field(30.0, gt=0, description="Unsafe when the enthalpy falls further than this, eV/atom.")
+    energy_drop: float = Field(30.0, gt=0, description="Unsafe when the energy falls further than this, eV/atom.")
     stress_limit_gpa: float = Field(5000.0, gt=0, description="Unsafe above this largest component of stress, GPa.")
     skin: float = Field(0.3, ge=0, description="Neighbours are searched this far beyond the cutoff, Å.")
     batch_atoms: int | None = Field(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RETRIES = 5
-"""Shortened steps in a row that may end beyond a limit before the structure counts as unsafe."""
+"""Steps of a structure that may end beyond a limit, and be shortened, before it counts as unsafe."""
 
 CPU_ATOMS = 2048
 """Atoms in flight on a CPU: enough to hide the overhead of a step."""
@@ -126,7 +126,7 @@ class Engine:
         self.minimizer = Minimizer(n_slots, self.settings, self.device)
         self.n_steps = zeros(dtype=torch.int64)
         self.n_beyond = zeros(dtype=torch.int64)
-        self.start_volume, self.start_enthalpy = zeros(), zeros()
+        self.start_volume, self.start_energy = zeros(), zeros()
         self.energy, self.spread, self.fmax, self.residual = zeros(), zeros(), zeros(), zeros()
 
     def _enter(self, jobs: list[Job]) -> None:
@@ -142,7 +142,7 @@ class Engine:
         self.n_steps[rows] = 0
         self.n_beyond[rows] = 0
         self.start_volume[rows] = torch.linalg.det(self.pool.start_cell[rows]).abs()
-        for values in (self.energy, self.spread, self.fmax, self.residual, self.start_enthalpy):
+        for values in (self.energy, self.spread, self.fmax, self.residual, self.start_energy):
             values[rows] = torch.nan
 
     def _advance(self) -> list[Relaxed]:
@@ -151,7 +151,7 @@ class Engine:
         found = self._evaluate(rows)
         beyond = found.codes > 0
         self.n_steps[rows] += 1
-        self.n_beyond[rows] = torch.where(beyond, self.n_beyond[rows] + 1, 0)
+        self.n_beyond[rows] = self.n_beyond[rows] + beyond
         patient = torch.isin(found.codes, self.retried) & (self.n_beyond[rows] <= RETRIES) & self.minimizer.started[rows]
         accept = self.minimizer.judge(rows, found.trial)
         self._record(rows, found, accept)
@@ -206,13 +206,13 @@ class Engine:
         enthalpy = energy + pressure * geometry.volumes
         ratio = closest_ratio(batch, neighbors, self.table)
         counts = present.sum(1)
-        start = torch.where(self.minimizer.started[rows], self.start_enthalpy[rows], enthalpy)
+        start = torch.where(self.minimizer.started[rows], self.start_energy[rows], energy)
         codes = first_broken(
             self.settings,
             ratio=ratio,
             volume_per_atom=geometry.volumes / counts,
             growth=geometry.volumes / self.start_volume[rows],
-            drop=(start - enthalpy) / counts,
+            drop=(start - energy) / counts,
             stress=stress.abs().amax((1, 2)),
             finite=torch.isfinite(enthalpy) & torch.isfinite(gradient).all(2).all(1),
         )
@@ -229,9 +229,9 @@ class Engine:
         """Keep what is known of the points that were accepted, and of starts that were not."""
         keep = accept | ~self.minimizer.started[rows]
         kept = rows[keep]
-        first = rows[accept & self.start_enthalpy[rows].isnan()]
-        self.start_enthalpy[first] = self.minimizer.enthalpy[first]
         self.energy[kept] = found.energy[keep]
+        first = rows[accept & self.start_energy[rows].isnan()]
+        self.start_energy[first] = self.energy[first]
         self.spread[kept] = found.spread[keep]
         self.fmax[kept] = found.fmax[keep]
         self.residual[kept] = found.residual[keep]

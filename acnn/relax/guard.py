@@ -127,7 +127,7 @@ def first_broken(
     growth
         Volume in units of the start's, shape (n,).
     drop
-        How far the enthalpy is below the start's, shape (n,), eV/atom.
+        How far the energy is below the start's, shape (n,), eV/atom.
     stress
         Largest component, shape (n,), eV/Å^3.
     finite

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from typing import TYPE_CHECKING
+import time
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from acnn.errors import ConfigError, DataError
 from acnn.relax.engine import Engine
 from acnn.relax.guard import distance_table
+from acnn.relax.journal import Journal
+from acnn.relax.parallel import relax_parallel
 from acnn.relax.pool import Job
+from acnn.relax.result import Relaxed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from ase import Atoms
 
     from acnn.config import RelaxConfig
     from acnn.relax.interface import PotentialLike
-    from acnn.relax.result import Relaxed
 
 logger = logging.getLogger(__name__)
+
+LOG_SECONDS = 30.0
+"""Time between two lines of progress, s."""
 
 
 def relax(
@@ -31,10 +40,12 @@ def relax(
     *,
     pressure_gpa: float | Sequence[float] | np.ndarray,
     min_distance: Mapping[tuple[str, str], float] | np.ndarray | None = None,
+    workers: int = 1,
+    folder: Path | None = None,
 ) -> Iterator[Relaxed]:
     """Minimise the enthalpy of many crystals, positions and full cell together.
 
-    Structures are read only as slots become free, so that memory does not grow with their number.
+    Structures are read only as they are needed, so that memory does not grow with their number.
 
     Parameters
     ----------
@@ -49,20 +60,111 @@ def relax(
     min_distance
         Minimum distances by pair of symbols, Å, or an array by atomic number; where none is given, 0.8 times the
         sum of the covalent radii. A pair closer than `bonds_scale` times this is unsafe.
+    workers
+        Processes to share the work among; 1 stays in this process.
+    folder
+        Where finished structures are kept. Asked again with the same folder, input and settings, a relaxation
+        that was killed relaxes only the structures that are missing.
 
     Yields
     ------
     Relaxed
         The end of each structure, in the order of the input.
     """
-    engine = Engine(potential, settings, distance_table(min_distance))
+    table = distance_table(min_distance)
+    jobs = read_jobs(frames, pressure_gpa)
+    if folder is None:
+        yield from in_order(_logged(_run(jobs, potential, settings, table, workers)))
+        return
+    journal = Journal(folder, _request(potential, settings, table))
+    logger.info("%s: %d structures are done already", folder, len(journal))
+    yield from in_order(_logged(_resumed(journal, jobs, lambda todo: _run(todo, potential, settings, table, workers))))
+
+
+def in_order(results: Iterable[Relaxed]) -> Iterator[Relaxed]:
+    """Sort results that come nearly in order.
+
+    Parameters
+    ----------
+    results
+        Results with numbers from 0, each once.
+
+    Yields
+    ------
+    Relaxed
+        The same by rising number.
+    """
     waiting: dict[int, Relaxed] = {}
     expected = 0
-    for result in engine.run(read_jobs(frames, pressure_gpa)):
+    for result in results:
         waiting[result.index] = result
         while expected in waiting:
             yield waiting.pop(expected)
             expected += 1
+
+
+def _run(
+    jobs: Iterator[Job], potential: PotentialLike, settings: RelaxConfig, table: np.ndarray, workers: int
+) -> Iterator[Relaxed]:
+    """Relax in this process or in several."""
+    if workers < 1:
+        raise ConfigError(f"workers: expected at least 1, got {workers}")
+    if workers == 1:
+        return Engine(potential, settings, table).run(jobs)
+    return relax_parallel(jobs, potential, settings, table, workers)
+
+
+def _resumed(
+    journal: Journal, jobs: Iterator[Job], run: Callable[[Iterator[Job]], Iterator[Relaxed]]
+) -> Iterator[Relaxed]:
+    """Give the results on disk, relax the rest and keep it."""
+    stored: deque[Relaxed] = deque()
+
+    def todo() -> Iterator[Job]:
+        for item in journal.remaining(jobs):
+            if isinstance(item, Relaxed):
+                stored.append(item)
+            else:
+                yield item
+
+    try:
+        for result in run(todo()):
+            journal.add(result)
+            yield result
+            while stored:
+                yield stored.popleft()
+        yield from stored
+    finally:
+        journal.flush()
+
+
+def _request(potential: PotentialLike, settings: RelaxConfig, table: np.ndarray) -> dict[str, Any]:
+    """Say what the results of a folder depend on; not what only changes the speed."""
+    state = getattr(potential, "state_dict", None)
+    digest = hashlib.sha256(table.tobytes())
+    for name, tensor in sorted(state().items()) if state is not None else ():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return {
+        "settings": settings.model_dump(mode="json", exclude={"batch_atoms"}),
+        "model_and_distances": digest.hexdigest()[:16],
+        "dtype": str(potential.dtype),
+    }
+
+
+def _logged(results: Iterator[Relaxed]) -> Iterator[Relaxed]:
+    """Log the progress every half minute."""
+    start = last = time.monotonic()
+    counts: Counter[str] = Counter()
+    for result in results:
+        counts[result.status.value] += 1
+        now = time.monotonic()
+        if now - last > LOG_SECONDS:
+            last = now
+            logger.info("%d structures, %.1f a second: %s", counts.total(), counts.total() / (now - start), dict(counts))
+        yield result
+    seconds = time.monotonic() - start
+    logger.info("%d structures in %.1f s: %s", counts.total(), seconds, dict(counts))
 
 
 def read_jobs(frames: Iterable[Atoms], pressure_gpa: float | Sequence[float] | np.ndarray) -> Iterator[Job]:

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
+import spglib
 import torch
-from analytic import Morse, random_crystals
+from analytic import Morse, MorseCalculator, random_crystals
+from ase import Atoms
+from ase.build import bulk
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS, FIRE
 
 from acnn.config import RelaxConfig
 from acnn.relax import RelaxStatus, relax
+
+GPA = 160.21766208  # GPa in one eV/Å^3
+ENERGY_TOLERANCE = 1e-3  # eV per atom, the distance at which two minima count as the same
+
+
+def group_of(atoms: Atoms) -> int:
+    """Number of the space group, within 1e-4 Å."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # spglib is changing how it reports errors
+        data = spglib.get_symmetry_dataset((atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), 1e-4)
+    return int(data.number)
 
 
 @pytest.mark.parametrize("pressure_gpa", [0.0, 50.0])
@@ -42,3 +60,75 @@ def test_float32_potential_gives_the_same_minima():
     for one, other in zip(double, single, strict=True):
         assert other.status is RelaxStatus.CONVERGED
         assert abs(one.energy - other.energy) / len(one.atoms) < 1e-3
+
+
+def test_minima_are_those_of_ase():
+    potential = Morse()
+    settings = RelaxConfig(fmax=0.002, stress_gpa=0.02)
+    near = [r.atoms for r in relax(random_crystals(9, 4, (2, 4)), potential, settings, pressure_gpa=20.0)]
+    for seed, atoms in enumerate(near):
+        atoms.rattle(0.05, seed=seed)
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + 0.01 * np.diag([1, -1, 2])), scale_atoms=True)
+    for atoms, result in zip(near, relax(near, potential, settings, pressure_gpa=20.0), strict=True):
+        end = atoms.copy()
+        end.calc = MorseCalculator(potential)
+        BFGS(FrechetCellFilter(end, scalar_pressure=20.0 / GPA), logfile=None).run(fmax=0.002, steps=400)
+        enthalpy = end.get_potential_energy() + 20.0 / GPA * end.get_volume()
+        assert result.enthalpy / len(atoms) == pytest.approx(enthalpy / len(atoms), abs=ENERGY_TOLERANCE)
+
+
+def test_reported_values_are_those_of_the_final_structure():
+    atoms = random_crystals(10, 1, (6, 6))[0]
+    potential = Morse()
+    (result,) = relax([atoms], potential, RelaxConfig(), pressure_gpa=30.0)
+    final = result.atoms.copy()
+    final.calc = MorseCalculator(potential)
+    residual = final.get_stress(voigt=False) * GPA + 30.0 * np.eye(3)
+    assert result.energy == pytest.approx(final.get_potential_energy(), abs=1e-8)
+    assert result.enthalpy == pytest.approx(result.energy + 30.0 / GPA * final.get_volume(), abs=1e-8)
+    assert result.fmax == pytest.approx(np.linalg.norm(final.get_forces(), axis=1).max(), abs=1e-8)
+    assert result.stress_residual_gpa == pytest.approx(np.abs(residual).max(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "atoms",
+    [
+        bulk("Cu", "fcc", a=4.3),
+        bulk("Al", "hcp", a=3.1, c=5.4),
+        bulk("AlCu", "cesiumchloride", a=3.4),
+        bulk("Al", "diamond", a=6.0, cubic=True),
+    ],
+    ids=["fcc", "hcp", "CsCl", "diamond"],
+)
+def test_symmetric_starts_stay_symmetric(atoms: Atoms):
+    before = group_of(atoms)
+    (result,) = relax([atoms], Morse(), RelaxConfig(), pressure_gpa=10.0)
+    end = result.atoms
+    assert result.status is RelaxStatus.CONVERGED
+    assert group_of(end) == before
+
+
+def test_each_structure_may_have_its_own_pressure():
+    atoms = bulk("Cu", "fcc", a=3.9)
+    low, high = relax([atoms, atoms], Morse(), RelaxConfig(), pressure_gpa=[0.0, 50.0])
+    assert high.atoms.get_volume() < low.atoms.get_volume()
+
+
+def test_fewer_calls_than_half_of_fire():
+    frames = random_crystals(11, 3, (6, 6))
+    potential = Morse()
+    ours = [r.n_steps for r in relax(frames, potential, RelaxConfig(), pressure_gpa=0.0)]
+    theirs = []
+    for atoms in frames:
+        end = atoms.copy()
+        end.calc = MorseCalculator(potential)
+        FIRE(FrechetCellFilter(end), logfile=None).run(fmax=0.02, steps=400)
+        theirs.append(end.calc.n_calls)
+    assert np.median(ours) <= 0.5 * np.median(theirs)
+
+
+def test_a_hundred_structures_of_very_different_size():
+    frames = random_crystals(12, 30, (1, 2)) + random_crystals(13, 2, (40, 40))
+    results = list(relax(frames, Morse(), RelaxConfig(fmax=0.1, stress_gpa=1.0), pressure_gpa=0.0))
+    assert [len(r.atoms) for r in results] == [len(f) for f in frames]
+    assert all(r.status is not RelaxStatus.UNSAFE for r in results)

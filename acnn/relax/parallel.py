@@ -1,0 +1,178 @@
+"""Relax with several processes of one node, each with its own structures in flight."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import multiprocessing
+
+from acnn.errors import NumericalError
+from acnn.relax.engine import Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.context import SpawnContext, SpawnProcess
+
+    import numpy as np
+
+    from acnn.config import RelaxConfig
+    from acnn.relax.interface import PotentialLike
+    from acnn.relax.pool import Job
+    from acnn.relax.result import Relaxed
+
+PARCEL = 16
+"""Structures sent to a process at a time."""
+
+PATIENCE = 5.0
+"""Time between two looks at whether the processes live, s."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception of a worker process, on its way to the caller."""
+
+    error: Exception
+
+
+class Tray:
+    """The queues between the caller and its worker processes.
+
+    Parameters
+    ----------
+    context
+        Where processes come from.
+    workers
+        How many there are.
+    """
+
+    def __init__(self, context: SpawnContext, workers: int) -> None:
+        self.todo: multiprocessing.Queue[list[Job] | None] = context.Queue(maxsize=8 * workers)
+        self.done: multiprocessing.Queue[list[Relaxed] | Failure | None] = context.Queue()
+
+    def jobs(self) -> Iterator[Job]:
+        """Give the jobs meant for this process until there are no more."""
+        while (parcel := self.todo.get()) is not None:
+            yield from parcel
+
+
+def relax_parallel(
+    jobs: Iterator[Job], potential: PotentialLike, settings: RelaxConfig, table: np.ndarray, workers: int
+) -> Iterator[Relaxed]:
+    """Relax with several processes.
+
+    Parameters
+    ----------
+    jobs
+        Structures; read as the processes ask for them.
+    potential
+        Must survive pickling.
+    settings
+        Convergence, steps and guards.
+    table
+        Minimum distances by atomic number, shape (119, 119), Å.
+    workers
+        Number of processes; with several GPUs each process takes one in turn.
+
+    Yields
+    ------
+    Relaxed
+        Results, in the order in which they finish.
+
+    Raises
+    ------
+    NumericalError
+        If a process dies.
+    """
+    context = multiprocessing.get_context("spawn")
+    tray = Tray(context, workers)
+    processes = [
+        context.Process(target=_work, args=(tray, potential, settings, table, rank), daemon=True)
+        for rank in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    stop = threading.Event()
+    feeder = threading.Thread(target=_feed, args=(tray, jobs, workers, stop), daemon=True)
+    feeder.start()
+    try:
+        yield from _collect(tray, processes)
+    finally:
+        stop.set()
+        feeder.join()
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _collect(tray: Tray, processes: list[SpawnProcess]) -> Iterator[Relaxed]:
+    """Gather results until every process has said that it is done."""
+    working = len(processes)
+    while working:
+        try:
+            item = tray.done.get(timeout=PATIENCE)
+        except queue.Empty:
+            dead = [process.exitcode for process in processes if process.exitcode not in (None, 0)]
+            if dead:
+                raise NumericalError(f"a relaxing process ended with exit code {dead[0]}") from None
+            continue
+        if isinstance(item, Failure):
+            raise item.error
+        if item is None:
+            working -= 1
+        else:
+            yield from item
+
+
+def _feed(tray: Tray, jobs: Iterator[Job], workers: int, stop: threading.Event) -> None:
+    """Send the jobs in parcels, then an end to each process; an error of the input travels to the caller."""
+    try:
+        parcel: list[Job] = []
+        for job in jobs:
+            parcel.append(job)
+            if len(parcel) == PARCEL:
+                if not _put(tray, parcel, stop):
+                    return
+                parcel = []
+        if parcel and not _put(tray, parcel, stop):
+            return
+    except Exception as error:  # noqa: BLE001 - the caller raises it again
+        tray.done.put(Failure(error))
+        return
+    for _ in range(workers):
+        _put(tray, None, stop)
+
+
+def _put(tray: Tray, parcel: list[Job] | None, stop: threading.Event) -> bool:
+    """Wait for room in the queue; false if the caller has gone."""
+    while not stop.is_set():
+        try:
+            tray.todo.put(parcel, timeout=0.2)
+        except queue.Full:
+            continue
+        return True
+    return False
+
+
+def _work(tray: Tray, potential: PotentialLike, settings: RelaxConfig, table: np.ndarray, rank: int) -> None:
+    """Relax what comes in the queue, in a process of its own."""
+    torch.set_num_threads(1)
+    try:
+        move = getattr(potential, "to", None)
+        if torch.device(potential.device).type == "cuda" and move is not None:
+            potential = move(f"cuda:{rank % torch.cuda.device_count()}")
+        parcel: list[Relaxed] = []
+        for result in Engine(potential, settings, table).run(tray.jobs()):
+            parcel.append(result)
+            if len(parcel) == PARCEL:
+                tray.done.put(parcel)
+                parcel = []
+        if parcel:
+            tray.done.put(parcel)
+    except Exception as error:  # noqa: BLE001 - the caller raises it again
+        tray.done.put(Failure(error))
+        return
+    tray.done.put(None)

@@ -1,0 +1,146 @@
+"""Every guard by name, and that a failing structure leaves the others alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from analytic import Morse, Output, random_crystals
+from ase import Atoms
+from ase.neighborlist import neighbor_list
+
+from acnn.batch import Batch
+from acnn.config import RelaxConfig
+from acnn.errors import ConfigError, DataError, NumericalError
+from acnn.neighbors import Neighbors
+from acnn.relax import FailureReason, Relaxed, RelaxStatus, relax
+from acnn.relax.guard import distance_table
+
+
+class Spoiled(Morse):
+    """Morse, but the energy of structures with hydrogen goes wrong as told."""
+
+    def __init__(self, wrong: str) -> None:
+        super().__init__()
+        self.wrong = wrong
+
+    def compute(self, batch: Batch, neighbors: Neighbors | None = None, *, spread: bool = False) -> Output:
+        output = super().compute(batch, neighbors, spread=spread)
+        has_hydrogen = torch.zeros(len(batch.cells), dtype=torch.bool)
+        has_hydrogen[batch.system[batch.numbers == 1]] = True
+        if self.wrong == "energy":
+            volume = torch.linalg.det(batch.cells).abs()
+            output.energy = torch.where(has_hydrogen, output.energy * 1e3, output.energy)
+            output.stress = torch.where(has_hydrogen[:, None, None], output.stress * 1e3, output.stress)
+            output.forces = torch.where(has_hydrogen[batch.system, None], output.forces * 1e3, output.forces)
+            return output
+        if self.wrong == "collapse":
+            volume = torch.linalg.det(batch.cells).abs()
+            pull = torch.eye(3, dtype=volume.dtype)
+            output.energy = torch.where(has_hydrogen, volume, output.energy)
+            output.stress = torch.where(has_hydrogen[:, None, None], pull, output.stress)
+            output.forces = torch.where(has_hydrogen[batch.system, None], torch.zeros(3), output.forces)
+            return output
+        output.energy = torch.where(has_hydrogen, torch.nan, output.energy)
+        output.forces = torch.where(has_hydrogen[batch.system, None], torch.nan, output.forces)
+        return output
+
+
+def with_hydrogen() -> Atoms:
+    return Atoms("H4", scaled_positions=[[0, 0, 0], [0.5, 0.5, 0.1], [0.5, 0, 0.6], [0, 0.5, 0.5]], cell=[4, 4, 4], pbc=True)
+
+
+def one(
+    atoms: Atoms, potential: Morse | None = None, settings: RelaxConfig | None = None, pressure_gpa: float = 0.0
+) -> Relaxed:
+    (result,) = relax([atoms], potential or Morse(), settings or RelaxConfig(), pressure_gpa=pressure_gpa)
+    return result
+
+
+def test_atoms_too_close_at_the_start_are_unsafe_without_a_safe_frame():
+    atoms = Atoms("Cu2", positions=[[0, 0, 0], [0.8, 0, 0]], cell=np.eye(3) * 6, pbc=True)
+    result = one(atoms)
+    assert (result.status, result.reason) == (RelaxStatus.UNSAFE, FailureReason.TOO_CLOSE)
+    assert result.last_safe is None
+    assert np.allclose(result.atoms.positions, atoms.positions)
+
+
+def test_a_pair_limit_reached_on_the_way_keeps_the_last_safe_frame():
+    frames = [r.atoms for r in relax(random_crystals(3, 3), Morse(), RelaxConfig(), pressure_gpa=0.0)]
+    limits = {("Al", "Al"): 2.0, ("Al", "Cu"): 2.0, ("Cu", "Cu"): 2.0}
+    settings = RelaxConfig(bonds_scale=1.0)
+    for result in relax(frames, Morse(), settings, pressure_gpa=2000.0, min_distance=limits):
+        assert (result.status, result.reason) == (RelaxStatus.UNSAFE, FailureReason.TOO_CLOSE)
+        assert result.last_safe is not None
+        assert 2.0 <= neighbor_list("d", result.last_safe, 4.0).min() < 2.1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason", "safe"),
+    [
+        ("nan", FailureReason.NOT_FINITE, False),
+        ("energy", FailureReason.ENERGY, True),
+        ("collapse", FailureReason.VOLUME, True),
+    ],
+    ids=["not finite", "energy", "volume"],
+)
+def test_a_failing_structure_is_named_and_leaves_the_others_alone(wrong: str, reason: FailureReason, safe: bool):  # noqa: FBT001
+    frames = random_crystals(4, 4)
+    limits = {("H", "H"): 0.1}
+    alone = list(relax(frames, Morse(), RelaxConfig(), pressure_gpa=0.0))
+    mixed = [frames[0], with_hydrogen(), *frames[1:]]
+    settings = RelaxConfig(energy_drop=20.0, stress_limit_gpa=1e6, volume_shrink=0.5)
+    together = list(relax(mixed, Spoiled(wrong), settings, pressure_gpa=0.0, min_distance=limits))
+    bad = together.pop(1)
+    assert (bad.status, bad.reason) == (RelaxStatus.UNSAFE, reason)
+    assert (bad.last_safe is not None) is safe
+    for one_result, other in zip(alone, together, strict=True):
+        assert other.status is RelaxStatus.CONVERGED
+        assert other.energy == pytest.approx(one_result.energy, abs=1e-8)
+
+
+def test_stress_beyond_the_limit_is_unsafe():
+    result = one(random_crystals(0, 1)[0], settings=RelaxConfig(stress_limit_gpa=0.1))
+    assert (result.status, result.reason) == (RelaxStatus.UNSAFE, FailureReason.STRESS)
+
+
+def test_a_structure_out_of_steps_says_so():
+    result = one(random_crystals(0, 1)[0], settings=RelaxConfig(max_steps=3))
+    assert (result.status, result.reason, result.n_steps) == (RelaxStatus.UNCONVERGED, FailureReason.MAX_STEPS, 3)
+    assert result.last_safe is None
+
+
+def test_running_out_of_memory_halves_the_batch():
+    class Small(Morse):
+        def compute(self, batch: Batch, neighbors: Neighbors | None = None, *, spread: bool = False) -> Output:
+            if len(batch.numbers) > 20:
+                raise torch.OutOfMemoryError
+            return super().compute(batch, neighbors, spread=spread)
+
+    frames = random_crystals(5, 6)
+    results = list(relax(frames, Small(), RelaxConfig(), pressure_gpa=0.0))
+    assert all(r.status is RelaxStatus.CONVERGED for r in results)
+    large = random_crystals(5, 1, (24, 24))
+    with pytest.raises(NumericalError, match="one structure of 24 atoms"):
+        list(relax(large, Small(), RelaxConfig(), pressure_gpa=0.0))
+
+
+def test_distances_can_be_given_by_pair_or_by_number():
+    table = distance_table({("Cu", "Al"): 2.0})
+    assert table[13, 29] == table[29, 13] == 2.0
+    assert distance_table(table)[13, 29] == 2.0
+    assert (distance_table(None) > 0).all()
+    with pytest.raises(ConfigError, match="Xx"):
+        distance_table({("Xx", "Al"): 2.0})
+    with pytest.raises(ConfigError, match="square"):
+        distance_table(np.zeros((3, 2)))
+
+
+def test_bad_input_is_refused_by_number():
+    good = random_crystals(0, 1)[0]
+    with pytest.raises(DataError, match="structure 1"):
+        list(relax([good, Atoms("H")], Morse(), RelaxConfig(), pressure_gpa=0.0))
+    with pytest.raises(ConfigError, match="pressure_gpa"):
+        list(relax([good, good], Morse(), RelaxConfig(), pressure_gpa=[0.0]))
+    with pytest.raises(ConfigError, match="workers"):
+        list(relax([good], Morse(), RelaxConfig(), pressure_gpa=0.0, workers=0))

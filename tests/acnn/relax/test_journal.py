@@ -1,0 +1,81 @@
+"""A killed relaxation continues; several processes give what one gives."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from analytic import Morse, random_crystals
+
+from acnn.config import RelaxConfig
+from acnn.errors import ConfigError, DataError
+from acnn.relax import relax
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SETTINGS = RelaxConfig(batch_atoms=16)
+
+
+def test_a_killed_relaxation_continues(tmp_path: Path):
+    frames = random_crystals(6, 10, (2, 6))
+    for k, atoms in enumerate(frames):
+        atoms.info["label"] = k
+    whole = list(relax(frames, Morse(), SETTINGS, pressure_gpa=5.0))
+    killed = relax(frames, Morse(), SETTINGS, pressure_gpa=5.0, folder=tmp_path)
+    begun = list(islice(killed, 4))
+    killed.close()
+    again = Morse()
+    rest = list(relax(frames, again, SETTINGS, pressure_gpa=5.0, folder=tmp_path))
+    assert 0 < again.n_calls
+    assert [r.index for r in rest] == list(range(10))
+    for one, other in zip(whole, rest, strict=True):
+        assert other.status is one.status
+        assert other.n_steps == one.n_steps
+        assert other.atoms.info == one.atoms.info
+        assert other.enthalpy == pytest.approx(one.enthalpy, abs=1e-9)
+        assert np.allclose(other.atoms.positions, one.atoms.positions, atol=1e-6)
+    assert len(begun) == 4
+    third = Morse()
+    assert len(list(relax(frames, third, SETTINGS, pressure_gpa=5.0, folder=tmp_path))) == 10
+    assert third.n_calls == 0
+
+
+def test_a_folder_serves_one_request_only(tmp_path: Path):
+    frames = random_crystals(6, 3, (2, 4))
+    list(relax(frames, Morse(), SETTINGS, pressure_gpa=0.0, folder=tmp_path))
+    with pytest.raises(ConfigError, match="other settings"):
+        list(relax(frames, Morse(), RelaxConfig(fmax=0.5), pressure_gpa=0.0, folder=tmp_path))
+    with pytest.raises(DataError, match="structure 0"):
+        list(relax(frames[::-1], Morse(), SETTINGS, pressure_gpa=0.0, folder=tmp_path))
+
+
+def test_input_is_read_only_as_slots_become_free():
+    taken = []
+
+    def source():
+        for k, atoms in enumerate(random_crystals(7, 30, (4, 4))):
+            taken.append(k)
+            yield atoms
+
+    results = relax(source(), Morse(), SETTINGS, pressure_gpa=0.0)
+    next(results)
+    assert len(taken) < 20
+
+
+def test_two_processes_give_what_one_gives():
+    frames = random_crystals(8, 40, (2, 4))
+    one = list(relax(frames, Morse(), SETTINGS, pressure_gpa=0.0))
+    two = list(relax(frames, Morse(), SETTINGS, pressure_gpa=0.0, workers=2))
+    assert [r.index for r in two] == list(range(40))
+    for a, b in zip(one, two, strict=True):
+        assert b.n_steps == a.n_steps
+        assert b.enthalpy == pytest.approx(a.enthalpy, abs=1e-9)
+
+
+def test_an_error_in_a_process_reaches_the_caller():
+    frames = [*random_crystals(8, 3, (2, 4)), "no structure"]
+    with pytest.raises(AttributeError):
+        list(relax(frames, Morse(), SETTINGS, pressure_gpa=0.0, workers=2))
