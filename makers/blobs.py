@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -19,9 +18,10 @@ if TYPE_CHECKING:
 BATCH_FORMAT = 1
 
 
-@dataclass
 class StructureBatch(MSONable):
     """Many crystals as a few arrays.
+
+    Not a dataclass: pydantic would take those apart instead of asking ``as_dict``.
 
     A pymatgen structure costs about 4 kB and a millisecond in a document; as columns the same costs 300 bytes.
 
@@ -39,11 +39,19 @@ class StructureBatch(MSONable):
         Per-structure data by name, each of shape (n_structures,): floats, integers, booleans or strings.
     """
 
-    numbers: np.ndarray
-    positions: np.ndarray
-    cells: np.ndarray
-    counts: np.ndarray
-    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    def __init__(
+        self,
+        numbers: np.ndarray,
+        positions: np.ndarray,
+        cells: np.ndarray,
+        counts: np.ndarray,
+        columns: dict[str, np.ndarray] | None = None,
+    ) -> None:
+        self.numbers = numbers
+        self.positions = positions
+        self.cells = cells
+        self.counts = counts
+        self.columns = columns or {}
 
     def __len__(self) -> int:
         """Return the number of structures."""
@@ -52,13 +60,13 @@ class StructureBatch(MSONable):
     @classmethod
     def from_atoms(cls, frames: Sequence[Atoms], columns: dict[str, Sequence[Any]] | None = None) -> Self:
         """Pack structures; with ``columns`` None, the scalars that every ``atoms.info`` has become the columns."""
-        columns = _common_info(frames) if columns is None else columns
+        data = _common_info(frames) if columns is None else columns
         return cls(
             numbers=_concatenate([a.numbers for a in frames], (0,), np.int16),
             positions=_concatenate([a.positions for a in frames], (0, 3), np.float64),
             cells=np.array([a.cell.array for a in frames], dtype=np.float64).reshape(-1, 3, 3),
             counts=np.array([len(a) for a in frames], dtype=np.int32),
-            columns={name: np.asarray(values) for name, values in columns.items()},
+            columns={name: np.asarray(values) for name, values in data.items()},
         )
 
     def to_atoms(self) -> list[Atoms]:
@@ -78,7 +86,7 @@ class StructureBatch(MSONable):
         arrays = {"numbers": self.numbers, "positions": self.positions, "cells": self.cells, "counts": self.counts}
         arrays |= {f"column:{name}": values for name, values in self.columns.items()}
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
         return {
             "@module": type(self).__module__,
             "@class": type(self).__name__,
@@ -99,7 +107,6 @@ class StructureBatch(MSONable):
         return cls(**core, columns=columns)
 
 
-@dataclass
 class ModelBlob(MSONable):
     """A trained potential as the bytes of its checkpoint (safetensors, see :mod:`acnn.checkpoint`).
 
@@ -109,7 +116,8 @@ class ModelBlob(MSONable):
         The checkpoint.
     """
 
-    content: bytes
+    def __init__(self, content: bytes) -> None:
+        self.content = content
 
     @property
     def sha256(self) -> str:
@@ -140,7 +148,7 @@ def _concatenate(arrays: Iterable[np.ndarray], empty: tuple[int, ...], dtype: ty
     return np.concatenate(arrays).astype(dtype) if arrays else np.zeros(empty, dtype=dtype)
 
 
-def _common_info(frames: Sequence[Atoms]) -> dict[str, list[Any]]:
+def _common_info(frames: Sequence[Atoms]) -> dict[str, Sequence[Any]]:
     scalars = (str, bool, int, float, np.number)
     names = set.intersection(*(set(a.info) for a in frames)) if frames else set()
     names = {n for n in names if all(isinstance(a.info[n], scalars) for a in frames)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt
 
@@ -58,6 +58,7 @@ class LabelDoc(Document):
     status: LabelStatus
     message: str = Field(description="Why, when the status is not ok.")
     generation: NonNegativeInt
+    pressure_gpa: float | None = Field(default=None, description="Pressure of a relaxation, GPa; else None.")
     reason: str = Field(description="Why it was chosen: initial, stable, uncertain, unsafe, diverse, final.")
     phase_id: str | None = Field(description="Candidate phase that the structure belongs to, if any.")
     formula: str = Field(description="Reduced formula.")
@@ -66,20 +67,36 @@ class LabelDoc(Document):
     numbers: list[int] = Field(description="Atomic numbers, length n_atoms.")
     positions: list[list[float]] = Field(description="Positions of the calculated structure, (n_atoms, 3), Å.")
     cell: list[list[float]] = Field(description="Cell, rows are lattice vectors, (3, 3), Å.")
-    energy: float | None = Field(description="Total energy, eV; None unless a result exists.")
+    energy: float | None = Field(
+        description="Total energy extrapolated to zero smearing, without pV, eV; None unless a result exists."
+    )
     forces: list[list[float]] | None = Field(description="Forces, (n_atoms, 3), eV/Å.")
     stress: list[list[float]] | None = Field(description="Stress +(1/V) dE/de, (3, 3), eV/Å^3, tension positive.")
     provenance: Provenance
+
+
+class GenerateCounts(Document):
+    """What one chunk of `generate` came to."""
+
+    asked: NonNegativeInt
+    made: NonNegativeInt
+    refused: dict[str, NonNegativeInt] = Field(description="Attempts given up, by reason.")
+    attempts: dict[str, NonNegativeInt] = Field(description="Crystals made per reduced formula.")
+    seconds: NonNegativeFloat
 
 
 class GenerateDoc(Document):
     """Output of `generate`: one chunk of trial crystals."""
 
     batch: StructureBatch = Field(description="Trial crystals; a blob in the `data` store.")
-    asked: NonNegativeInt
-    made: NonNegativeInt
-    refused: dict[str, NonNegativeInt] = Field(description="Attempts given up, by reason.")
-    attempts: dict[str, NonNegativeInt] = Field(description="Crystals made per reduced formula.")
+    counts: GenerateCounts
+
+
+class RelaxCounts(Document):
+    """What one chunk of `relax` came to."""
+
+    statuses: dict[str, NonNegativeInt]
+    reasons: dict[str, NonNegativeInt] = Field(description="Why structures did not converge, counted.")
     seconds: NonNegativeFloat
 
 
@@ -88,11 +105,22 @@ class RelaxDoc(Document):
 
     relaxed: StructureBatch = Field(
         description="Every structure as the relaxation left it; columns energy and enthalpy (eV), status, reason, "
-        "n_steps, fmax (eV/Å), stress_residual_gpa, spread (eV/atom). A blob in the `data` store."
+        "n_steps, fmax (eV/Å), stress_residual_gpa, spread (eV/atom), origin, phase_id. A blob in the `data` store."
     )
-    last_safe: StructureBatch = Field(description="Last safe frame of each unsafe structure; a blob.")
-    statuses: dict[str, NonNegativeInt]
-    reasons: dict[str, NonNegativeInt] = Field(description="Why structures did not converge, counted.")
+    last_safe: StructureBatch = Field(description="Last safe frame of each unsafe structure; column reason. A blob.")
+    counts: RelaxCounts
+
+
+class SelectSummary(Document):
+    """What `select` found and chose, without the structures."""
+
+    n_candidates: NonNegativeInt = Field(description="Converged structures of this generation.")
+    n_distinct: NonNegativeInt = Field(description="Distinct candidates known after this generation.")
+    chosen: dict[str, NonNegativeInt] = Field(description="Structures to label, by reason.")
+    statuses: dict[str, NonNegativeInt] = Field(description="Relaxations by status.")
+    flags: dict[str, NonNegativeInt] = Field(description="Unsafe and suspicious structures, by name of the flag.")
+    times_found: dict[str, NonNegativeInt] = Field(description="Independent finds of each candidate, so far.")
+    hull_distances: dict[str, float] = Field(description="Height of the best candidate by formula, eV/atom (model).")
     seconds: NonNegativeFloat
 
 
@@ -102,16 +130,9 @@ class SelectDoc(Document):
     chosen: StructureBatch = Field(description="Structures to label; columns reason, phase_id. A blob.")
     pool: StructureBatch = Field(
         description="Distinct candidates within the window, best first; columns phase_id, enthalpy_per_atom, "
-        "e_above_hull (eV/atom, model), spread (eV/atom), times_found, generation_found, space_group. A blob."
+        "e_above_hull (eV/atom, model), spread (eV/atom), times_found, generation_found. A blob."
     )
-    reasons: dict[str, NonNegativeInt] = Field(description="Chosen, by reason.")
-    n_distinct: NonNegativeInt = Field(description="Distinct candidates of this generation.")
-    attempts: dict[str, NonNegativeInt] = Field(description="Crystals tried per reduced formula, this generation.")
-    statuses: dict[str, NonNegativeInt]
-    flags: dict[str, NonNegativeInt] = Field(description="Unsafe and suspicious structures, by name of the flag.")
-    near_hull: list[dict[str, Any]] = Field(
-        description="Candidates near the model's hull: phase_id, formula, enthalpy_per_atom, e_above_hull, times_found."
-    )
+    summary: SelectSummary
 
 
 class LabelSummary(Document):
@@ -124,10 +145,9 @@ class LabelSummary(Document):
     seconds: NonNegativeFloat
 
 
-class TrainDoc(Document):
-    """Output of `train`: the model and what it is worth."""
+class TrainSummary(Document):
+    """What `train` came to, without the model."""
 
-    model: ModelBlob = Field(description="Checkpoint; a blob in the `data` store.")
     n_labels: NonNegativeInt
     dropped: dict[str, NonNegativeInt] = Field(description="Labels left out, by reason.")
     metrics: dict[str, float] = Field(description="Errors after training; the unit is in each name.")
@@ -135,3 +155,10 @@ class TrainDoc(Document):
         description="Errors of the previous model on the labels that it had not seen; empty in generation 0."
     )
     seconds: NonNegativeFloat
+
+
+class TrainDoc(Document):
+    """Output of `train`: the model and what it is worth."""
+
+    model: ModelBlob = Field(description="Checkpoint; a blob in the `data` store.")
+    summary: TrainSummary

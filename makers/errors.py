@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import acnn.errors
+import csp.errors
+
 
 class HullseekerError(Exception):
     """Base of the errors raised by makers and workflows."""
@@ -17,3 +20,13 @@ class LabelError(HullseekerError, RuntimeError):
 
 class StopError(HullseekerError, RuntimeError):
     """The search cannot continue: decide what to do."""
+
+
+USER_ERRORS = (
+    ConfigError,
+    acnn.errors.ConfigError,
+    acnn.errors.DataError,
+    csp.errors.ConfigError,
+    csp.errors.DataError,
+)
+"""Errors that the user mends in a file; the command line ends with exit code 2."""

@@ -84,7 +84,7 @@ class LabelMaker(Maker):
         Response
             Replaced by a flow whose output is a `LabelSummary`.
         """
-        batch = batch.load(current_store()) if isinstance(batch, Handle) else batch
+        batch = batch.fetch(current_store()) if isinstance(batch, Handle) else batch
         context = self.context(generation, LabelKind(kind))
         frames = batch.to_atoms()
         prefix = CURRENT_JOB.job.name

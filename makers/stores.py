@@ -48,7 +48,7 @@ class EmbeddedStore(MontyStore):  # type: ignore[misc, unused-ignore]
         with (folder / ".connect.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             super().connect(force_reset)
-            database = self._coll.database
+            database = self._collection.database
             if self.collection_name not in database.list_collection_names():
                 database.create_collection(self.collection_name)  # two first writers would both try
 

@@ -1,0 +1,299 @@
+"""Stage `advance`: where the search stands, what it has learned, and whether it goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from jobflow import Flow, Maker, Response
+
+from csp.advance import Decision, Outcome, SearchState, decide, to_near_hull, update_state
+from csp.hull import NearHull, near_hull
+from csp.knowledge import Knowledge
+from csp.select import Reason, choose_final
+from makers.blobs import StructureBatch
+from makers.documents import GenerateCounts, LabelDoc, LabelKind, LabelSummary, RelaxCounts, SelectSummary, TrainSummary
+from makers.labelling import read_labels, to_training_frames
+from makers.outcomes import GenerationDoc, HullMember
+from makers.phases import enthalpy_per_atom, gather, label_atoms, speaking_labels
+from makers.stage import Stage, current_store, stage_job
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ase import Atoms
+
+    from csp.config import AdvanceConfig, SelectConfig
+    from makers.stage import Handle
+
+logger = logging.getLogger(__name__)
+
+NEAR_HULL_ERROR = "near_hull_energy_mae_mev_per_atom"
+
+
+class Search(Protocol):
+    """What makes the flows that follow; `SearchMaker` of the workflows, which makers do not know."""
+
+    def generation(self, state: SearchState) -> Flow:
+        """Return the flow of the next generation."""
+        ...
+
+    def final(self, done: GenerationDoc, phases: StructureBatch) -> Flow:
+        """Return the flow of the end."""
+        ...
+
+    def pool(self, generation: int) -> Handle:
+        """Return where the candidates of a generation lie."""
+        ...
+
+
+@dataclass(frozen=True)
+class Summaries:
+    """What the stages of one generation reported."""
+
+    generated: list[GenerateCounts]
+    relaxed: list[RelaxCounts]
+    selected: SelectSummary
+    labelled: LabelSummary
+    trained: TrainSummary
+
+
+@dataclass
+class AdvanceMaker(Maker):
+    """Update the hull and the state of the search; return the next generation, or the end with its reason.
+
+    Parameters
+    ----------
+    project
+        The search.
+    fingerprint
+        Label settings.
+    settings
+        The `advance` section of the search file.
+    select
+        Its `select` section: bounds of the feedback.
+    name
+        Job name.
+    """
+
+    project: str
+    fingerprint: str
+    settings: AdvanceConfig
+    select: SelectConfig
+    name: str = Stage.ADVANCE
+
+    @stage_job()
+    def make(
+        self,
+        search: Search,
+        state: SearchState,
+        generated: list[dict[str, Any]],
+        relaxed: list[dict[str, Any]],
+        selected: dict[str, Any],
+        labelled: dict[str, Any],
+        trained: dict[str, Any],
+    ) -> Response[GenerationDoc]:
+        """Decide what comes next.
+
+        Parameters
+        ----------
+        search
+            Makes the flow of the next generation (`generation`) and of the end (`final`).
+        state
+            The search before this generation.
+        generated
+            Counts of each chunk of trial crystals.
+        relaxed
+            Counts of each chunk that was relaxed.
+        selected
+            What was found and chosen.
+        labelled
+            What became of the labels.
+        trained
+            Errors of the new model and, on labels that it had not seen, of the old one.
+
+        Returns
+        -------
+        Response
+            A `GenerationDoc`, replaced by what comes next.
+        """
+        store = current_store()
+        summaries = Summaries(
+            generated=[GenerateCounts.model_validate(counts) for counts in generated],
+            relaxed=[RelaxCounts.model_validate(counts) for counts in relaxed],
+            selected=SelectSummary.model_validate(selected),
+            labelled=LabelSummary.model_validate(labelled),
+            trained=TrainSummary.model_validate(trained),
+        )
+        labels = read_labels(store, self.project, self.fingerprint, kind=LabelKind.SINGLE_POINT)
+        hull = labelled_hull(labels, state.knowledge.pressure_gpa, self.settings)
+        after = self._update(state, summaries, labels, hull)
+        decision = decide(after, self.settings)
+        doc = self._document(state.generation, summaries, labels, hull, after, decision)
+        logger.info("advance %03d: %s", state.generation, decision.why)
+        if not decision.stop:
+            flow = search.generation(after)
+        else:
+            pool = search.pool(state.generation).fetch(store)
+            phases = final_phases(pool, labels, hull, self.settings)
+            flow = search.final(doc, phases)
+        return Response(output=doc, replace=flow)
+
+    def _update(self, state: SearchState, done: Summaries, labels: list[LabelDoc], hull: NearHull) -> SearchState:
+        new = [label for label in labels if label.generation == state.generation]
+        seconds = [counts.seconds for counts in done.generated] + [counts.seconds for counts in done.relaxed]
+        seconds += [done.selected.seconds, done.labelled.seconds, done.trained.seconds]
+        outcome = Outcome(
+            attempts=_sum(counts.attempts for counts in done.generated),
+            times_found=done.selected.times_found,
+            hull_distances=done.selected.hull_distances,
+            hull=hull.members,
+            near_hull=to_near_hull(hull, self.settings.near_hull_slack_ev, self.settings.near_hull_ev),
+            best_enthalpies=hull.enthalpies,
+            n_relaxed=sum(done.selected.statuses.values()),
+            n_unsafe=done.selected.statuses.get("unsafe", 0),
+            # Only labels near the hull say how well the model knows it; a generation without any has no such error.
+            n_asked=sum(label.reason == Reason.STABLE for label in new),
+            n_labels=len(new),
+            walk_forward_mev=done.trained.walk_forward.get(NEAR_HULL_ERROR),
+            hours=sum(seconds) / 3600,
+        )
+        knowledge = state.knowledge
+        first = Knowledge.initial(knowledge.elements, knowledge.pressure_gpa)
+        return update_state(state, outcome, first.learned(to_training_frames(labels)), self.select, self.settings)
+
+    def _document(
+        self,
+        generation: int,
+        done: Summaries,
+        labels: list[LabelDoc],
+        hull: NearHull,
+        after: SearchState,
+        decision: Decision,
+    ) -> GenerationDoc:
+        return GenerationDoc(
+            project=self.project,
+            generation=generation,
+            made=sum(counts.made for counts in done.generated),
+            refused=_sum(counts.refused for counts in done.generated),
+            statuses=done.selected.statuses,
+            flags=done.selected.flags,
+            chosen=done.selected.chosen,
+            labels=done.labelled.statuses,
+            metrics=done.trained.metrics,
+            walk_forward=done.trained.walk_forward,
+            hull=hull_members(labels, hull, after),
+            state=after,
+            stop=decision.stop,
+            stop_reason=str(decision.reason) if decision.reason else None,
+            why=decision.why,
+        )
+
+
+def labelled_hull(labels: list[LabelDoc], pressure_gpa: float, settings: AdvanceConfig) -> NearHull:
+    """Return the phases on and near the hull of first-principles enthalpies.
+
+    Parameters
+    ----------
+    labels
+        Successful single points.
+    pressure_gpa
+        Pressure, GPa.
+    settings
+        Width of what counts as near.
+
+    Returns
+    -------
+    NearHull
+        Phases; an element without a phase yet is stood in for by its lowest label, under the label's name.
+    """
+    speaking = speaking_labels(gather([], labels), labels, pressure_gpa)
+    return near_hull(
+        [label.phase_id or label.label_id for label in speaking],
+        [label.formula for label in speaking],
+        [enthalpy_per_atom(label, pressure_gpa) for label in speaking],
+        max(settings.near_hull_ev + settings.near_hull_slack_ev, settings.final_window_ev),
+    )
+
+
+def hull_members(labels: list[LabelDoc], hull: NearHull, state: SearchState) -> list[HullMember]:
+    """Describe the phases on and near the hull.
+
+    Parameters
+    ----------
+    labels
+        Successful single points.
+    hull
+        The phases.
+    state
+        Finds so far.
+
+    Returns
+    -------
+    list[HullMember]
+        Lowest first.
+    """
+    pressure = state.knowledge.pressure_gpa
+    best: dict[str, LabelDoc] = {}
+    for label in labels:
+        name = label.phase_id or label.label_id
+        if name in hull.e_above and (
+            name not in best or enthalpy_per_atom(label, pressure) < enthalpy_per_atom(best[name], pressure)
+        ):
+            best[name] = label
+    return [
+        HullMember(
+            phase_id=name,
+            formula=best[name].formula,
+            enthalpy_per_atom=enthalpy_per_atom(best[name], pressure),
+            e_above_hull=height,
+            times_found=state.times_found.get(name, 0),
+        )
+        for name, height in sorted(hull.e_above.items(), key=lambda item: (item[1], item[0]))
+    ]
+
+
+def final_phases(
+    pool: StructureBatch, labels: list[LabelDoc], hull: NearHull, settings: AdvanceConfig
+) -> StructureBatch:
+    """Return the structures that first principles relax at the end.
+
+    Parameters
+    ----------
+    pool
+        Candidates after the last generation, with their height by the model.
+    labels
+        Successful single points.
+    hull
+        Phases near the hull of their enthalpies.
+    settings
+        Window and number.
+
+    Returns
+    -------
+    StructureBatch
+        Nearest to the hull first, labelled phases by their labels and others by the model; columns reason, phase_id.
+    """
+    labelled = {label.phase_id or label.label_id: label_atoms(label) for label in labels}
+    places: dict[str, tuple[float, Atoms]] = {name: (height, labelled[name]) for name, height in hull.e_above.items()}
+    for atoms in pool.to_atoms():
+        name, height = atoms.info["phase_id"], atoms.info["e_above_hull"]
+        if name not in labelled:
+            places[name] = (height, atoms)
+        elif name in places:
+            places[name] = (places[name][0], atoms)  # the newest model's geometry starts nearest to the minimum
+    names = sorted(places)
+    choices = choose_final([places[name][0] for name in names], settings)
+    return StructureBatch.from_atoms(
+        [places[names[c.index]][1] for c in choices],
+        {"reason": [str(c.reason) for c in choices], "phase_id": [names[c.index] for c in choices]},
+    )
+
+
+def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for part in counts:
+        total.update(part)
+    return dict(total)

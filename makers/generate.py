@@ -1,0 +1,97 @@
+"""Stage `generate`: trial crystals, one chunk a job."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jobflow import Maker
+
+from csp.generate import generate
+from makers.blobs import StructureBatch
+from makers.documents import GenerateCounts, GenerateDoc
+from makers.stage import Handle, Stage, current_store, seed_sequence, stage_job
+
+if TYPE_CHECKING:
+    from csp.advance import SearchState
+    from csp.config import GenerateConfig
+
+logger = logging.getLogger(__name__)
+
+N_PARENTS = 50  # best candidates that mutations start from
+
+
+@dataclass
+class GenerateMaker(Maker):
+    """Make trial crystals of a chemical system.
+
+    Parameters
+    ----------
+    elements
+        Chemical symbols of the system.
+    seed
+        Seed of the search.
+    settings
+        The `generate` section of the search file.
+    name
+        Job name.
+    """
+
+    elements: tuple[str, ...]
+    seed: int
+    settings: GenerateConfig
+    name: str = Stage.GENERATE
+
+    @stage_job(GenerateDoc)
+    def make(self, state: SearchState, n: int, chunk: int = 0, pool: Handle | None = None) -> GenerateDoc:
+        """Make one chunk.
+
+        Parameters
+        ----------
+        state
+            The search so far: generation, sizes learned, attempts and hull distances by composition.
+        n
+            Crystals to make.
+        chunk
+            Number of the chunk.
+        pool
+            Candidates of the generations before, parents of mutations.
+
+        Returns
+        -------
+        GenerateDoc
+            The batch and its counts.
+        """
+        start = time.perf_counter()
+        parents = pool.fetch(current_store()).to_atoms()[:N_PARENTS] if pool else []
+        seed = seed_sequence(self.seed, state.generation, Stage.GENERATE, chunk)
+        made = generate(
+            self.settings,
+            state.knowledge,
+            elements=self.elements,
+            n=n,
+            seed=seed,
+            attempts=state.attempts,
+            hull_distances=state.hull_distances,
+            parents=parents,
+        )
+        seconds = time.perf_counter() - start
+        logger.info(
+            "generate %03d: %d of %d crystals in %.1f s, refused %s",
+            state.generation,
+            made.made,
+            made.asked,
+            seconds,
+            dict(made.refused) or "none",
+        )
+        counts = GenerateCounts(
+            asked=made.asked,
+            made=made.made,
+            refused=made.refused,
+            attempts=dict(Counter(atoms.info["formula"] for atoms in made.atoms)),
+            seconds=seconds,
+        )
+        return GenerateDoc(batch=StructureBatch.from_atoms(made.atoms), counts=counts)

@@ -1,0 +1,80 @@
+"""Stage `report`: the answer of a search."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jobflow import Maker
+
+from makers.outcomes import PhaseSummary, ReportDoc
+from makers.phases import PHASES, PhaseBuilder
+from makers.stage import Stage, current_store, stage_job
+from makers.stores import sibling_store
+
+if TYPE_CHECKING:
+    from csp.advance import SearchState
+    from makers.documents import LabelSummary
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ReportMaker(Maker):
+    """Build the final hull from the phases that first principles relaxed.
+
+    Parameters
+    ----------
+    project
+        The search.
+    chemsys
+        Chemical system.
+    name
+        Job name.
+    """
+
+    project: str
+    chemsys: str
+    name: str = Stage.REPORT
+
+    @stage_job(ReportDoc)
+    def make(self, state: SearchState, stop_reason: str, why: str, labelled: LabelSummary) -> ReportDoc:
+        """Write the answer.
+
+        Parameters
+        ----------
+        state
+            The search when it stopped.
+        stop_reason
+            Name of the reason.
+        why
+            The reason in words.
+        labelled
+            Outcome of the final relaxations; the report waits for them.
+
+        Returns
+        -------
+        ReportDoc
+            The phases by height above the hull, and why the search stopped.
+        """
+        del labelled
+        store = current_store()
+        PhaseBuilder(store, self.project).build()
+        docs = list(sibling_store(store, PHASES).query({"project": self.project, "source": "relaxation"}))
+        fields = PhaseSummary.model_fields
+        phases = [PhaseSummary.model_validate({k: v for k, v in doc.items() if k in fields}) for doc in docs]
+        phases.sort(key=lambda phase: (phase.e_above_hull, phase.formula))
+        stable = [phase.formula for phase in phases if phase.e_above_hull == 0]
+        logger.info("report: stable phases of %s: %s", self.chemsys, ", ".join(sorted(stable)) or "none")
+        return ReportDoc(
+            project=self.project,
+            chemsys=self.chemsys,
+            pressure_gpa=state.knowledge.pressure_gpa,
+            generations=state.generation + 1,
+            n_labels=state.n_labels,
+            n_trials=sum(state.attempts.values()),
+            stop_reason=stop_reason,
+            why=why,
+            phases=phases,
+        )

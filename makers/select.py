@@ -1,0 +1,238 @@
+"""Stage `select`: the distinct candidates of a generation, and those that go to first principles."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jobflow import Maker
+
+from csp.dedup import labelled_already
+from csp.fingerprint import fingerprints
+from csp.flags import Flag, count_flags
+from csp.hull import formula_of
+from csp.rank import History, RankedPhase, Ranking, Relaxations, rank
+from csp.select import Candidates, choose, choose_initial
+from makers.blobs import StructureBatch
+from makers.documents import RelaxDoc, SelectDoc, SelectSummary
+from makers.labelling import read_labels, to_training_frames
+from makers.stage import Handle, Stage, current_store, seed_sequence, stage_job
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from csp.advance import SearchState
+    from csp.config import SelectConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class SelectMaker(Maker):
+    """Deduplicate, rank, flag and choose.
+
+    Parameters
+    ----------
+    project
+        The search, whose labels are known already.
+    fingerprint
+        Label settings.
+    elements
+        Chemical symbols of the system.
+    seed
+        Seed of the search.
+    settings
+        The `select` section of the search file.
+    name
+        Job name.
+    """
+
+    project: str
+    fingerprint: str
+    elements: tuple[str, ...]
+    seed: int
+    settings: SelectConfig
+    name: str = Stage.SELECT
+
+    @stage_job(SelectDoc)
+    def make_initial(self, state: SearchState, batches: list[StructureBatch], n: int) -> SelectDoc:
+        """Choose the first labels from unrelaxed random crystals.
+
+        Parameters
+        ----------
+        state
+            The search at its start.
+        batches
+            Trial crystals.
+        n
+            Labels.
+
+        Returns
+        -------
+        SelectDoc
+            What goes to first principles; no candidates yet.
+        """
+        start = time.perf_counter()
+        frames = [atoms for batch in batches for atoms in batch.to_atoms()]
+        rng = np.random.default_rng(seed_sequence(self.seed, state.generation, Stage.SELECT))
+        prints = fingerprints(frames, self.elements)
+        choices = choose_initial(frames, prints, self.elements, self.settings, rng, n)
+        chosen = StructureBatch.from_atoms(
+            [frames[c.index] for c in choices],
+            {"reason": [str(c.reason) for c in choices], "phase_id": [""] * len(choices)},
+        )
+        logger.info("select %03d: %d of %d random crystals", state.generation, len(choices), len(frames))
+        summary = SelectSummary(
+            n_candidates=0,
+            n_distinct=0,
+            chosen=dict(Counter(str(c.reason) for c in choices)),
+            statuses={},
+            flags={},
+            times_found={},
+            hull_distances={},
+            seconds=time.perf_counter() - start,
+        )
+        return SelectDoc(chosen=chosen, pool=StructureBatch.from_atoms([], {}), summary=summary)
+
+    @stage_job(SelectDoc)
+    def make(self, state: SearchState, relaxed: list[RelaxDoc], pool: Handle) -> SelectDoc:
+        """Rank the relaxed crystals and choose those that are worth a label.
+
+        Parameters
+        ----------
+        state
+            The search so far.
+        relaxed
+            All chunks of trial crystals, and the candidates of before, relaxed again by the same model.
+        pool
+            The candidates of before: how often and when they were found.
+
+        Returns
+        -------
+        SelectDoc
+            The choice and the candidates.
+        """
+        start = time.perf_counter()
+        store = current_store()
+        docs = [RelaxDoc.model_validate(doc) for doc in relaxed]
+        labelled = to_training_frames(read_labels(store, self.project, self.fingerprint))
+        relaxations = _relaxations(docs)
+        ranking = rank(
+            relaxations,
+            _histories(pool.fetch(store)),
+            labelled,
+            elements=self.elements,
+            pressure_gpa=state.knowledge.pressure_gpa,
+            generation=state.generation,
+            settings=self.settings,
+        )
+        last_safe = [atoms for doc in docs for atoms in doc.last_safe.to_atoms()]
+        candidates, phases = self._candidates(ranking, relaxations, last_safe, labelled)
+        rng = np.random.default_rng(seed_sequence(self.seed, state.generation, Stage.SELECT))
+        choices = choose(candidates, self.settings, rng)
+        chosen = StructureBatch.from_atoms(
+            [candidates.frames[c.index] for c in choices],
+            {"reason": [str(c.reason) for c in choices], "phase_id": [phases[c.index] for c in choices]},
+        )
+        kept = [p for p in ranking.phases if p.e_above_hull <= self.settings.window_ev][: self.settings.pool_size]
+        summary = SelectSummary(
+            n_candidates=sum(not flags for flags in ranking.flags),
+            n_distinct=len(ranking.phases),
+            chosen=dict(Counter(str(c.reason) for c in choices)),
+            statuses=dict(Counter(status for status, _ in relaxations.ends)),
+            flags=count_flags(ranking.flags),
+            times_found=_times_found(ranking, kept),
+            hull_distances=_hull_distances(ranking.phases),
+            seconds=time.perf_counter() - start,
+        )
+        logger.info(
+            "select %03d: %d distinct of %d sound crystals, flagged %s; chosen %s in %.1f s",
+            state.generation,
+            summary.n_distinct,
+            summary.n_candidates,
+            summary.flags or "none",
+            summary.chosen,
+            summary.seconds,
+        )
+        return SelectDoc(chosen=chosen, pool=_pool(kept), summary=summary)
+
+    def _candidates(
+        self, ranking: Ranking, relaxations: Relaxations, last_safe: list[Atoms], labelled: list[Atoms]
+    ) -> tuple[Candidates, list[str]]:
+        """Lay side by side what may be labelled: phases, suspicious structures, last safe frames of unsafe ones."""
+        suspicious = [
+            (relaxations.frames[i], flags)
+            for i, flags in enumerate(ranking.flags)
+            if flags and relaxations.ends[i][0] != "unsafe" and np.isfinite(relaxations.frames[i].positions).all()
+        ]
+        unsafe = [(atoms, (Flag(atoms.info["reason"]),)) for atoms in last_safe]
+        flagged = suspicious + unsafe
+        frames = [p.atoms for p in ranking.phases] + [atoms for atoms, _ in flagged]
+        prints = fingerprints(frames, self.elements)
+        no_number = [np.nan] * len(flagged)
+        candidates = Candidates(
+            frames=frames,
+            fingerprints=prints,
+            e_above_hull=np.array([p.e_above_hull for p in ranking.phases] + no_number),
+            spread=np.array([p.spread for p in ranking.phases] + no_number),
+            flags=[()] * len(ranking.phases) + [flags for _, flags in flagged],
+            labelled=labelled_already(frames, prints, labelled, fingerprints(labelled, self.elements), self.settings),
+        )
+        return candidates, [p.phase_id for p in ranking.phases] + [""] * len(flagged)
+
+
+def _relaxations(docs: list[RelaxDoc]) -> Relaxations:
+    columns = [doc.relaxed.columns for doc in docs if len(doc.relaxed)]
+
+    def join(name: str) -> np.ndarray:
+        return np.concatenate([column[name] for column in columns])
+
+    phase_ids = [str(name) for name in join("phase_id")]
+    origins = [str(origin) for origin in join("origin")]
+    return Relaxations(
+        frames=[atoms for doc in docs for atoms in doc.relaxed.to_atoms()],
+        energies=join("energy"),
+        enthalpies=join("enthalpy"),
+        spreads=join("spread"),
+        ends=[(str(a), str(b)) for a, b in zip(join("status"), join("reason"), strict=True)],
+        phase_ids=phase_ids,
+        independent=np.array([not p and o != "mutation" for p, o in zip(phase_ids, origins, strict=True)]),
+    )
+
+
+def _histories(pool: StructureBatch) -> dict[str, History]:
+    columns = pool.columns
+    if not len(pool):
+        return {}
+    rows = zip(columns["phase_id"], columns["times_found"], columns["generation_found"], strict=True)
+    return {str(name): History(int(times), int(generation)) for name, times, generation in rows}
+
+
+def _pool(phases: list[RankedPhase]) -> StructureBatch:
+    columns: dict[str, Any] = {
+        "phase_id": [p.phase_id for p in phases],
+        "enthalpy_per_atom": [p.enthalpy_per_atom for p in phases],
+        "e_above_hull": [p.e_above_hull for p in phases],
+        "spread": [p.spread for p in phases],
+        "times_found": [p.history.times_found for p in phases],
+        "generation_found": [p.history.generation_found for p in phases],
+    }
+    return StructureBatch.from_atoms([p.atoms for p in phases], columns)
+
+
+def _times_found(ranking: Ranking, kept: list[RankedPhase]) -> dict[str, int]:
+    """Return the finds of the candidates that are kept, and of those that go by another name now."""
+    dropped = {p.phase_id for p in ranking.phases} - {p.phase_id for p in kept}
+    return {name: times for name, times in ranking.times_found.items() if name not in dropped}
+
+
+def _hull_distances(phases: list[RankedPhase]) -> dict[str, float]:
+    """Height of the best phase of each composition; the phases come nearest first."""
+    best: dict[str, float] = {}
+    for phase in phases:
+        best.setdefault(formula_of(phase.atoms), phase.e_above_hull)
+    return best

@@ -1,0 +1,154 @@
+"""What every stage has in common: how its job is declared, named, seeded, and how it reaches earlier results."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jobflow import CURRENT_JOB, Job, JobConfig, JobStore, OnMissing, job
+from monty.json import MontyDecoder, MSONable
+
+from makers.blobs import ModelBlob, StructureBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pydantic import BaseModel
+
+NAMESPACE = uuid.UUID("5c8f3a50-6a1d-4e0c-9a42-8f1d3a2b7c11")
+
+
+class Stage(StrEnum):
+    """The stages of a search: the only names of them, in files, jobs, settings and output."""
+
+    GENERATE = "generate"
+    RELAX = "relax"
+    SELECT = "select"
+    LABEL = "label"
+    TRAIN = "train"
+    ADVANCE = "advance"
+    REPORT = "report"
+
+
+def stage_job(
+    output_schema: type[BaseModel] | None = None, *, tolerant: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Job]]:
+    """Declare the ``make`` of a stage: batches and models go to the store ``data``, and the job sees the store.
+
+    Parameters
+    ----------
+    output_schema
+        Document that the job returns; None for drivers, which spawn further jobs.
+    tolerant
+        Whether the job runs although a parent failed; the parent's output is then None.
+
+    Returns
+    -------
+    Callable
+        The decorator.
+    """
+    config = JobConfig(
+        expose_store=True,
+        pass_manager_config=False,  # a driver would else overwrite the worker of everything that it spawns
+        on_missing_references=OnMissing.NONE if tolerant else OnMissing.ERROR,
+    )
+    return job(data=[StructureBatch, ModelBlob], output_schema=output_schema, config=config)
+
+
+def current_store() -> JobStore:
+    """Return the job store of the running job.
+
+    Returns
+    -------
+    JobStore
+        The connected store.
+
+    Raises
+    ------
+    RuntimeError
+        If called outside of a stage's job.
+    """
+    store = CURRENT_JOB.store
+    if store is None:
+        raise RuntimeError("no job is running here: a stage's function was called outside of its job")
+    return store
+
+
+def job_uuid(run_id: str, name: str) -> str:
+    """Return the identity of a job: the same search and the same name give the same one.
+
+    A search that is resumed finds by it what is done already.
+
+    Parameters
+    ----------
+    run_id
+        Identity of the search.
+    name
+        Name of the job, unique in the search.
+
+    Returns
+    -------
+    str
+        A UUID.
+    """
+    return str(uuid.uuid5(NAMESPACE, f"{run_id}/{name}"))
+
+
+def seed_sequence(seed: int, generation: int, stage: Stage, chunk: int = 0) -> np.random.SeedSequence:
+    """Return the random numbers of one job, independent of every other job's and of the number of workers.
+
+    Parameters
+    ----------
+    seed
+        Seed of the search.
+    generation
+        Generation, from 0.
+    stage
+        The stage.
+    chunk
+        Chunk within the stage.
+
+    Returns
+    -------
+    numpy.random.SeedSequence
+        The sequence.
+    """
+    return np.random.SeedSequence(seed, spawn_key=(generation, list(Stage).index(stage), chunk))
+
+
+@dataclass(frozen=True)
+class Handle(MSONable):
+    """Where an output of an earlier generation lies.
+
+    Within a generation jobs refer to each other by jobflow's references. Across generations those are refused by
+    FireWorks (a workflow must contain every job that it refers to), so a job is given the place and looks itself.
+
+    Parameters
+    ----------
+    uuid
+        The job.
+    attribute
+        Which part of its output.
+    """
+
+    uuid: str
+    attribute: str
+
+    def fetch(self, store: JobStore) -> Any:  # noqa: ANN401 - whatever the job has stored
+        """Fetch the output, blobs included.
+
+        Parameters
+        ----------
+        store
+            The job store.
+
+        Returns
+        -------
+        Any
+            The stored object, decoded.
+        """
+        output = store.get_output(self.uuid, load=True)
+        return MontyDecoder().process_decoded(output[self.attribute])

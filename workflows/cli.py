@@ -1,0 +1,274 @@
+"""The command line. Imports at the top stay light: `hullseeker --help` must answer at once."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from makers.errors import USER_ERRORS, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jobflow import JobStore
+
+app = typer.Typer(
+    help="Hullseeker finds stable crystals by itself.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+DEFAULT_FOLDER = Path("runs")
+
+SearchFile = Annotated[Path, typer.Argument(help="Search file (YAML), see `hullseeker init`.")]
+Folder = Annotated[Path | None, typer.Argument(help="Folder of a search; by default the newest below runs/.")]
+Project = Annotated[
+    str | None, typer.Option(help="Search in the job store that jobflow is configured for, instead of a folder.")
+]
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    *,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and results.")] = False,
+) -> None:
+    """Take the options of all commands."""
+    context.obj = {"debug": debug}
+    configure_logging(logging.WARNING if quiet else logging.INFO)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder to make.")],
+    *,
+    template: Annotated[str, typer.Option(help="Which example to start from: demo, or vasp.")] = "demo",
+) -> None:
+    """Write an annotated search file to start from."""
+    from workflows.templates import write_template
+
+    path = write_template(folder, template)
+    typer.echo(f"wrote {path}; edit it, then: hullseeker check {path}")
+
+
+@app.command()
+def check(file: SearchFile) -> None:
+    """Check a search file, the labeller and the sizes, without computing anything."""
+    from workflows.check import check_search
+
+    typer.echo(check_search(file))
+
+
+@app.command()
+def run(
+    file: SearchFile,
+    *,
+    folder: Annotated[Path | None, typer.Option("--dir", help="Where results go; by default runs/PROJECT.")] = None,
+) -> None:
+    """Run a search here, without any server. Ctrl-C loses no finished label; `resume` goes on."""
+    from makers.labelling.calculators import check_labeller
+    from workflows.config import load_config
+    from workflows.run import run_search
+
+    config = load_config(file)
+    check_labeller(config.label)
+    folder = folder or DEFAULT_FOLDER / config.project
+    with interruptible(folder):
+        answer = run_search(config, folder)
+    finish(folder, answer)
+
+
+@app.command()
+def resume(folder: Folder = None) -> None:
+    """Go on with an interrupted search."""
+    from workflows.run import resume_search
+
+    folder = folder or newest_folder()
+    with interruptible(folder):
+        answer = resume_search(folder)
+    finish(folder, answer)
+
+
+@app.command()
+def submit(file: SearchFile) -> None:
+    """Add a search to the FireWorks LaunchPad; workers started by `qlaunch` or `rlaunch` run it."""
+    from workflows.config import load_config
+    from workflows.launch import submit_search
+
+    typer.echo(submit_search(load_config(file)))
+
+
+@app.command()
+def status(folder: Folder = None, *, project: Project = None) -> None:
+    """Show what each generation did and where the search stands."""
+    from workflows.tables import status_table
+
+    store, name = locate(folder, project)
+    typer.echo(status_table(store, name))
+
+
+@app.command()
+def query(
+    folder: Folder = None,
+    *,
+    project: Project = None,
+    stable: Annotated[bool, typer.Option("--stable", help="Only phases on the hull.")] = False,
+    below: Annotated[float | None, typer.Option(help="Only phases at most so far above it, eV/atom.")] = None,
+    formula: Annotated[str | None, typer.Option(help="Only this formula, as Mg2Si.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Whole documents, as JSON.")] = False,
+) -> None:
+    """List the phases found, the most stable first."""
+    from workflows.results import query_phases
+    from workflows.tables import phases_json, phases_table
+
+    store, name = locate(folder, project)
+    phases = query_phases(store, name, stable=stable, below=below, formula=formula)
+    typer.echo(phases_json(phases) if as_json else phases_table(phases))
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="File: .cif holds the best phase, .extxyz all; .json whole documents.")],
+    folder: Annotated[Path | None, typer.Option("--dir", help="Folder of a search.")] = None,
+    *,
+    project: Project = None,
+    labels: Annotated[bool, typer.Option("--labels", help="The labels, as training data.")] = False,
+    below: Annotated[float, typer.Option(help="Phases at most so far above the hull, eV/atom.")] = 0.05,
+) -> None:
+    """Write phases or labels to a file."""
+    from workflows.export import export_labels, export_phases
+
+    store, name = locate(folder, project)
+    n = export_labels(store, name, out) if labels else export_phases(store, name, out, below)
+    typer.echo(f"wrote {n} {'labels' if labels else 'phases'} to {out}")
+
+
+@app.command()
+def report(folder: Folder = None, *, project: Project = None) -> None:
+    """Write the report: hull figure, table of phases, learning curve, what each generation did."""
+    from workflows.report import write_report
+
+    store, name = locate(folder, project)
+    target = (folder or newest_folder() if project is None else Path(name)) / "report"
+    typer.echo(f"wrote {write_report(store, name, target)}")
+
+
+@app.command()
+def demo(
+    *,
+    folder: Annotated[Path | None, typer.Option("--dir", help="Where results go; by default runs/demo.")] = None,
+    smallest: Annotated[bool, typer.Option("--smallest", help="Fewest labels, for the tests.")] = False,
+) -> None:
+    """Find the stable compound of Mg-Si with real density-functional theory, in ten minutes on two cores."""
+    from workflows.demo import run_demo
+
+    folder = folder or free_folder(DEFAULT_FOLDER / "demo")
+    with interruptible(folder):
+        verdict = run_demo(folder, smallest=smallest)
+    typer.echo(verdict)
+
+
+def locate(folder: Path | None, project: str | None) -> tuple[JobStore, str]:
+    """Open the results of a search, in a folder or in the configured database."""
+    from workflows.config import load_config
+    from workflows.run import SEARCH_FILE, open_store
+
+    if project is not None:
+        from workflows.launch import configured_store
+
+        return configured_store(), project
+    folder = folder or newest_folder()
+    return open_store(folder), load_config(folder / SEARCH_FILE).project
+
+
+def newest_folder() -> Path:
+    """Return the folder of the newest search here."""
+    from workflows.run import SEARCH_FILE
+
+    if Path(SEARCH_FILE).is_file() and Path("store").is_dir():
+        return Path()
+    found = sorted(DEFAULT_FOLDER.glob(f"*/{SEARCH_FILE}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ConfigError(
+            f"no search below {DEFAULT_FOLDER.absolute()}: name its folder, or start one with `hullseeker run`"
+        )
+    return found[-1].parent
+
+
+def free_folder(folder: Path) -> Path:
+    """Return the folder, or the first of folder-2, folder-3, ... that does not exist."""
+    number, free = 1, folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
+
+
+def finish(folder: Path, answer: object) -> None:
+    """Write the report and say where everything lies."""
+    from makers.outcomes import ReportDoc
+    from workflows.report import write_report
+    from workflows.run import open_store
+    from workflows.tables import answer_table
+
+    if not isinstance(answer, ReportDoc):
+        raise TypeError(f"expected the report of a search, got {type(answer).__name__}")
+    page = write_report(open_store(folder), answer.project, folder / "report")
+    typer.echo(answer_table(answer))
+    typer.echo(f"\nresults in {folder}, report {page}\nquery them: hullseeker query {folder} --stable")
+
+
+def configure_logging(level: int) -> None:
+    """Send one line per stage to stderr; jobflow speaks only of failed jobs."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    for name in ("acnn", "csp", "makers", "workflows"):
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        logger.handlers = [handler]
+    jobs = logging.getLogger("jobflow")
+    jobs.setLevel(logging.INFO)
+    jobs.propagate = False
+    failures = logging.StreamHandler()
+    failures.addFilter(lambda record: "failed with exception" in record.getMessage())
+    jobs.handlers = [failures]
+
+
+def main() -> None:
+    """Run a command; a user's mistake ends in one paragraph and exit code 2."""
+    try:
+        app(prog_name="hullseeker")
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.exit(explain(error))
+
+
+@contextmanager
+def interruptible(folder: Path) -> Iterator[None]:
+    """Say how to go on after Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"\ninterrupted: finished labels are kept; go on with `hullseeker resume {folder}`", err=True)
+        raise typer.Exit(130) from None
+
+
+def explain(error: Exception) -> int:
+    """Say what went wrong in one paragraph; an error that is not the user's leaves its traceback in error.log."""
+    typer.echo(f"hullseeker: {error}", err=True)
+    if isinstance(error, USER_ERRORS):
+        return 2
+    log = Path("error.log")
+    log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    typer.echo(f"(traceback in {log.absolute()}; --debug shows it)", err=True)
+    return 1

@@ -1,0 +1,181 @@
+"""Run a search in this process, without any server: results lie in a folder and survive it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobflow import Flow, run_locally
+
+from makers.errors import ConfigError, StopError
+from makers.stores import embedded_job_store
+from workflows.config import SearchConfig, load_config
+from workflows.results import generations, report
+from workflows.search import SearchMaker
+
+if TYPE_CHECKING:
+    from jobflow import Job, JobStore
+
+    from makers.outcomes import ReportDoc
+
+logger = logging.getLogger(__name__)
+
+SEARCH_FILE = "search.yaml"
+STORE_FOLDER = "store"
+JOBS_FOLDER = "jobs"
+
+
+def open_store(folder: Path | str) -> JobStore:
+    """Open the results of an embedded search.
+
+    Parameters
+    ----------
+    folder
+        Folder of the search.
+
+    Returns
+    -------
+    JobStore
+        The connected store.
+
+    Raises
+    ------
+    ConfigError
+        If there is no search in the folder.
+    """
+    folder = Path(folder)
+    if not (folder / SEARCH_FILE).is_file():
+        raise ConfigError(f"{folder}: expected the folder of a search (with a {SEARCH_FILE}), found none")
+    store = embedded_job_store(folder / STORE_FOLDER)
+    store.connect()
+    return store
+
+
+def run_search(config: SearchConfig, folder: Path | str) -> ReportDoc:
+    """Run a new search to its end.
+
+    Parameters
+    ----------
+    config
+        The search file.
+    folder
+        Where everything is kept; made here.
+
+    Returns
+    -------
+    ReportDoc
+        The answer.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds a search already or cannot be written.
+    StopError
+        If a job failed; names it.
+    """
+    folder = Path(folder)
+    if (folder / SEARCH_FILE).exists():
+        raise ConfigError(
+            f"{folder}: holds a search already; go on with `hullseeker resume {folder}`, or give another folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SEARCH_FILE).write_text(config.resolved_yaml(), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{folder}: expected a folder that can be written, got: {error.strerror}") from error
+    return _run(SearchMaker(config).make(), config, folder)
+
+
+def resume_search(folder: Path | str) -> ReportDoc:
+    """Go on with an interrupted search: finished jobs and finished labels are kept.
+
+    Parameters
+    ----------
+    folder
+        Folder of the search.
+
+    Returns
+    -------
+    ReportDoc
+        The answer; at once if the search had ended.
+
+    Raises
+    ------
+    ConfigError
+        If there is no search in the folder.
+    StopError
+        If a job failed; names it.
+    """
+    folder = Path(folder)
+    store = open_store(folder)
+    config = load_config(folder / SEARCH_FILE)
+    answer = report(store, config.project)
+    if answer is not None:
+        return answer
+    maker = SearchMaker(config)
+    done = generations(store, config.project)
+    flow = maker.after(done[-1]) if done else maker.make()
+    return _run(unfinished(flow, store), config, folder)
+
+
+def unfinished(flow: Flow, store: JobStore) -> Flow:
+    """Leave out the jobs whose output is stored: a job's identity follows from the search and its name.
+
+    Parameters
+    ----------
+    flow
+        Flow of one generation.
+    store
+        The connected store.
+
+    Returns
+    -------
+    Flow
+        What is still to do.
+    """
+    todo = [job for job in _jobs(flow) if not _is_done(job, store)]
+    logger.info("resume: %d of %d jobs of %s are still to do", len(todo), len(list(_jobs(flow))), flow.name)
+    for job in todo:
+        job.hosts = []
+    return Flow([_detach(job) for job in todo], name=flow.name)
+
+
+def _jobs(flow: Flow) -> list[Job]:
+    return [job for job, _ in flow.iterflow()]
+
+
+def _detach(job: Job) -> Job:
+    job.hosts = []  # it leaves the flow that it was made in
+    return job
+
+
+def _is_done(job: Job, store: JobStore) -> bool:
+    stored = store.query_one({"uuid": job.uuid}, properties=["output"], sort={"index": -1})
+    return stored is not None and stored.get("output") is not None
+
+
+def _run(flow: Flow, config: SearchConfig, folder: Path) -> ReportDoc:
+    store = open_store(folder)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="cd is deprecated", category=FutureWarning)  # monty, via jobflow
+        run_locally(
+            flow,
+            store=store,
+            log=False,
+            create_folders=True,
+            root_dir=_made(folder / JOBS_FOLDER),
+            allow_external_references=True,
+        )
+    answer = report(store, config.project)
+    if answer is None:
+        raise StopError(
+            f"{folder}: a job failed, see the message above; mend its cause and go on with `hullseeker resume {folder}`"
+        )
+    return answer
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,245 @@
+"""The self-extending search as jobflow flows: one flow a generation, and `advance` returns the next or the last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from jobflow import Flow, Job, Maker
+
+from csp.advance import SearchState, initial_state
+from csp.knowledge import Knowledge
+from csp.select import Reason
+from makers.advance import AdvanceMaker
+from makers.documents import LabelKind
+from makers.generate import GenerateMaker
+from makers.label import LabelMaker
+from makers.labelling import settings_fingerprint
+from makers.relax import RelaxMaker
+from makers.report import ReportMaker
+from makers.resources import Resources, with_resources
+from makers.select import SelectMaker
+from makers.stage import Handle, Stage, job_uuid
+from makers.train import TrainMaker
+
+if TYPE_CHECKING:
+    from makers.blobs import StructureBatch
+    from makers.outcomes import GenerationDoc
+    from workflows.config import SearchConfig
+
+
+@dataclass
+class SearchMaker(Maker):
+    """Search the stable crystals of a chemical system at a pressure.
+
+    Parameters
+    ----------
+    config
+        The search file.
+    resources
+        What each stage's jobs tell the workflow manager: a worker's category, queue settings.
+    name
+        Name of the flow.
+
+    Examples
+    --------
+    >>> from workflows.config import load_config
+    >>> flow = SearchMaker(load_config("search.yaml")).make()  # doctest: +SKIP
+    """
+
+    config: SearchConfig
+    resources: Resources = field(default_factory=dict)
+    name: str = "search"
+
+    @property
+    def run_id(self) -> str:
+        """Identity of the search: the same project and settings, the same jobs."""
+        return f"{self.config.project}/{self.config.fingerprint()}"
+
+    @property
+    def label_fingerprint(self) -> str:
+        """Identity of the label settings."""
+        return settings_fingerprint(self.config.label)
+
+    def make(self) -> Flow:
+        """Return generation 0; it brings forth all others.
+
+        Returns
+        -------
+        Flow
+            An ordinary flow for ``run_locally``, FireWorks or jobflow-remote. Its output is the final report.
+        """
+        config = self.config
+        knowledge = Knowledge.initial(config.system, config.pressure_gpa)
+        return self.generation(
+            initial_state(knowledge=knowledge, select=config.select, n_structures=config.generate.n_structures)
+        )
+
+    def after(self, done: GenerationDoc) -> Flow:
+        """Return what follows a finished generation: how an interrupted search goes on.
+
+        Parameters
+        ----------
+        done
+            The newest finished generation; its decision was to go on.
+
+        Returns
+        -------
+        Flow
+            The next generation.
+        """
+        return self.generation(done.state)
+
+    def generation(self, state: SearchState) -> Flow:
+        """Return the flow of one generation.
+
+        Parameters
+        ----------
+        state
+            The search so far.
+
+        Returns
+        -------
+        Flow
+            Jobs from `generate` to `advance`. Earlier models and candidates are reached by handles.
+        """
+        number, config = state.generation, self.config
+        first = number == 0
+        generated = self._generate(state)
+        relaxed = [] if first else self._relax(state, generated)
+        maker = SelectMaker(config.project, self.label_fingerprint, config.system, config.seed, config.select)
+        selected = self._job(
+            maker.make_initial(state, [job.output.batch for job in generated], config.generate.n_initial)
+            if first
+            else maker.make(state, [job.output for job in relaxed], self.pool(number - 1)),
+            Stage.SELECT,
+            number,
+        )
+        labelled = self._label(selected.output.chosen, number, LabelKind.SINGLE_POINT)
+        trained = self._job(
+            TrainMaker(
+                config.project,
+                self.label_fingerprint,
+                config.system,
+                config.seed,
+                config.train,
+                config.train.model,
+            ).make(number, [Reason.STABLE.value], labelled.output, None if first else self._model(number - 1)),
+            Stage.TRAIN,
+            number,
+        )
+        advanced = self._job(
+            AdvanceMaker(config.project, self.label_fingerprint, config.advance, config.select).make(
+                self,
+                state,
+                [job.output.counts for job in generated],
+                [job.output.counts for job in relaxed],
+                selected.output.summary,
+                labelled.output,
+                trained.output.summary,
+            ),
+            Stage.ADVANCE,
+            number,
+        )
+        jobs: list[Job | Flow] = [*generated, *relaxed, selected, labelled, trained, advanced]
+        return Flow(jobs, output=advanced.output, name=f"generation {number:03d}")
+
+    def final(self, done: GenerationDoc, phases: StructureBatch) -> Flow:
+        """Return the end: first principles relax what is near the hull, and the report.
+
+        Parameters
+        ----------
+        done
+            The last generation, which stopped.
+        phases
+            Structures to relax; columns reason, phase_id.
+
+        Returns
+        -------
+        Flow
+            The stages `label` and `report`.
+        """
+        labelled = self._label(phases, done.generation, LabelKind.RELAXATION, chunk="final")
+        report = self._job(
+            ReportMaker(self.config.project, self.config.chemsys).make(
+                done.state, done.stop_reason, done.why, labelled.output
+            ),
+            Stage.REPORT,
+            done.generation,
+        )
+        return Flow([labelled, report], output=report.output, name="final")
+
+    def pool(self, generation: int) -> Handle:
+        """Return where the candidates of a generation lie.
+
+        Parameters
+        ----------
+        generation
+            Its number.
+
+        Returns
+        -------
+        Handle
+            A `StructureBatch`.
+        """
+        return Handle(job_uuid(self.run_id, job_name(Stage.SELECT, generation)), "pool")
+
+    def _model(self, generation: int) -> Handle:
+        return Handle(job_uuid(self.run_id, job_name(Stage.TRAIN, generation)), "model")
+
+    def _generate(self, state: SearchState) -> list[Job]:
+        settings, number = self.config.generate, state.generation
+        n = state.n_structures if number else settings.n_initial
+        maker = GenerateMaker(self.config.system, self.config.seed, settings)
+        pool = self.pool(number - 1) if number > 1 else None
+        chunks = range(0, n, settings.chunk_size)
+        return [
+            self._job(maker.make(state, min(settings.chunk_size, n - start), i, pool), Stage.GENERATE, number, str(i))
+            for i, start in enumerate(chunks)
+        ]
+
+    def _relax(self, state: SearchState, generated: list[Job]) -> list[Job]:
+        number = state.generation
+        maker = RelaxMaker(self.config.pressure_gpa, self.config.relax)
+        model = self._model(number - 1)
+        jobs = [
+            self._job(maker.make(job.output.batch, model, state), Stage.RELAX, number, str(i))
+            for i, job in enumerate(generated)
+        ]
+        # The candidates so far move on to the minima of the new model, so that all enthalpies are of one model.
+        jobs.append(self._job(maker.make(self.pool(number - 1), model, state), Stage.RELAX, number, "pool"))
+        return jobs
+
+    def _label(self, batch: object, generation: int, kind: LabelKind, chunk: str = "") -> Job:
+        config = self.config
+        maker = LabelMaker(config.project, config.label, config.pressure_gpa, self.resources)
+        return self._job(maker.make(batch, generation, kind), Stage.LABEL, generation, chunk)
+
+    def _job(self, job: Job, stage: Stage, generation: int, chunk: str = "") -> Job:
+        """Give a job its name, its identity, its resources, and what it is found by in the database."""
+        job.name = job_name(stage, generation, chunk)
+        job.set_uuid(job_uuid(self.run_id, job.name))
+        job.update_metadata(
+            {"project": self.config.project, "stage": str(stage), "generation": generation}, dynamic=False
+        )
+        return with_resources(job, stage, self.resources)
+
+
+def job_name(stage: Stage, generation: int, chunk: str = "") -> str:
+    """Return the name of a job, unique in a search.
+
+    Parameters
+    ----------
+    stage
+        The stage.
+    generation
+        The generation.
+    chunk
+        Which of several jobs of the stage.
+
+    Returns
+    -------
+    str
+        As ``relax 003.1``.
+    """
+    return f"{stage} {generation:03d}" + (f".{chunk}" if chunk else "")
