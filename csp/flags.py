@@ -124,9 +124,12 @@ class EnergyFloor:
         fractions = atomic_fractions([formula_of(atoms) for atoms in frames], self.elements)
         volumes = np.array([atoms.cell.volume / len(atoms) for atoms in frames])
         places = np.log(volumes / (fractions @ self.volumes))
-        similar = np.abs(places[:, None] - self.log_volumes[None]) < SIMILAR_VOLUME
-        similar[~similar.any(axis=1)] = True
-        floor = np.where(similar, self.residuals[None], np.inf).min(axis=1)
+        order = np.argsort(self.log_volumes, kind="stable")
+        sorted_volumes, residuals = self.log_volumes[order], np.append(self.residuals[order], np.inf)
+        low = np.searchsorted(sorted_volumes, places - SIMILAR_VOLUME)
+        high = np.searchsorted(sorted_volumes, places + SIMILAR_VOLUME)
+        ranges = np.stack([low, high], axis=1).reshape(-1)
+        floor = np.where(low < high, np.minimum.reduceat(residuals, ranges)[::2], residuals.min())
         depth: Floats = floor - (np.asarray(energies_per_atom, dtype=np.float64) - fractions @ self.energies)
         return depth
 

@@ -33,6 +33,8 @@ class Reason(StrEnum):
 
 # What one reason cannot fill goes to the others in this order.
 FLOW = (Reason.STABLE, Reason.UNCERTAIN, Reason.DIVERSE, Reason.UNSAFE)
+CHUNK = 512  # fingerprints compared with all others at a time
+GAP_DIGITS = 9  # distances that agree to so many digits are equal: arithmetic depends on the order of the input
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ class _Chooser:
         self.settings = settings
         self.chosen: list[Choice] = []
         self.rank = _canonical_rank(candidates)
+        self.codes = np.unique(np.array(candidates.formulas, dtype=str), return_inverse=True)[1]
         self.inside = candidates.sound & (np.where(candidates.sound, candidates.e_above_hull, np.inf)
                                           <= settings.window_ev)  # fmt: skip
         self.free = ~np.asarray(candidates.labelled, dtype=bool)
@@ -213,15 +216,16 @@ class _Chooser:
         pool = self.all
         alike = distances(pool.fingerprints[index : index + 1], pool.fingerprints)[0] <= self.settings.same_distance
         alike &= np.abs(pool.volumes / pool.volumes[index] - 1) <= self.settings.label_volume
-        alike &= np.array([formula == pool.formulas[index] for formula in pool.formulas])
+        alike &= self.codes == self.codes[index]
         alike[index] = True
         self.free &= ~alike
 
     def _see(self, indices: NDArray[np.int64]) -> None:
         """Note the distances of all candidates from some more."""
-        if len(indices):
-            prints = self.all.fingerprints
-            self.gaps = np.minimum(self.gaps, distances(prints, prints[indices]).min(axis=1))
+        prints = self.all.fingerprints
+        for start in range(0, len(indices), CHUNK):
+            seen = distances(prints, prints[indices[start : start + CHUNK]])
+            self.gaps = np.minimum(self.gaps, seen.min(axis=1))
 
     def _ranked(self, indices: NDArray[np.int64], key: Floats) -> list[int]:
         return sorted((int(i) for i in indices), key=lambda i: (float(key[i]), int(self.rank[i])))
@@ -261,10 +265,11 @@ class _Chooser:
 
     def _farthest(self, where: Bools) -> int:
         """Give the structure farthest from all that is chosen; any one, by chance, if nothing is."""
-        options = sorted((int(i) for i in np.flatnonzero(where)), key=lambda i: int(self.rank[i]))
+        options = np.flatnonzero(where)
+        options = options[np.argsort(self.rank[options])]
         if not np.isfinite(self.gaps).any():
-            return options[int(self.start * len(options))]
-        return max(options, key=lambda i: float(self.gaps[i]))
+            return int(options[int(self.start * len(options))])
+        return int(options[np.argmax(np.round(self.gaps[options], GAP_DIGITS))])
 
 
 def choose_initial(
