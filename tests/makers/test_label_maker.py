@@ -1,0 +1,182 @@
+"""The stage as jobs: chunks, summary, stores, interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from ase.build import bulk
+from jobflow import JobStore, run_locally
+from maggma.stores import MemoryStore
+from monty.json import MontyDecoder, MontyEncoder
+
+from makers.blobs import StructureBatch
+from makers.config import AseLabelConfig
+from makers.documents import LabelKind, LabelSummary
+from makers.label import LabelMaker
+from makers.labelling import read_labels, settings_fingerprint
+from makers.labelling.records import label_store
+from makers.stage import Handle
+from makers.stores import embedded_job_store
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+HERE = Path(__file__).parent
+PATIENCE = 60.0  # s for a subprocess on a busy machine
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def job_store() -> JobStore:
+    store = JobStore(MemoryStore(), additional_stores={"data": MemoryStore()})
+    store.connect()
+    return store
+
+
+def frames(n: int, symbol: str = "Cu") -> list[Atoms]:
+    result = []
+    for seed in range(n):
+        atoms = bulk(symbol, cubic=True)
+        atoms.rattle(0.1, seed=seed)
+        atoms.info = {"reason": "stable", "phase_id": f"phase-{seed}"}
+        result.append(atoms)
+    return result
+
+
+def run(maker: LabelMaker, batch: StructureBatch | Handle, store: JobStore, kind: str = "single_point") -> list[str]:
+    job = maker.make(batch, 3, LabelKind(kind))
+    job.name = "label 003"
+    responses = run_locally(job, store=store, log=False, raise_immediately=True, ensure_success=True)
+    assert job.uuid in responses
+    return [job.uuid, *(uuid for uuid in responses if uuid != job.uuid)]
+
+
+def test_batch_is_labelled_in_chunks(job_store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = AseLabelConfig(calculator="emt", workers=2, chunk_size=3)
+    maker = LabelMaker("search", config, resources={"label": {"_category": "dft"}})
+    uuid, *others = run(maker, StructureBatch.from_atoms(frames(5)), job_store)
+    summary = LabelSummary.model_validate(job_store.get_output(uuid))
+    assert (summary.asked, summary.statuses, summary.reused) == (5, {"ok": 5}, 0)
+    assert len(others) == 3
+    names = {doc["name"] for doc in job_store.query()}
+    assert {"label 003", "label 003.1", "label 003.2", "label 003.collect"} <= names
+
+    labels = read_labels(job_store, "search", settings_fingerprint(config))
+    assert {label.label_id for label in labels} == set(summary.label_ids)
+    assert {(label.reason, label.generation) for label in labels} == {("stable", 3)}
+    assert read_labels(job_store, "another") == []
+
+    uuid, *_ = run(maker, StructureBatch.from_atoms(frames(6)), job_store)
+    again = LabelSummary.model_validate(job_store.get_output(uuid))
+    assert (again.asked, again.reused, again.statuses) == (6, 5, {"ok": 6})
+
+
+def test_batch_of_an_earlier_generation_is_fetched(
+    job_store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    batch = json.loads(json.dumps(StructureBatch.from_atoms(frames(1)), cls=MontyEncoder))
+    job_store.update({"uuid": "earlier", "index": 1, "output": {"chosen": batch}}, save={"data": "chosen"})
+    uuid, *_ = run(LabelMaker("p", AseLabelConfig(calculator="emt")), Handle("earlier", "chosen"), job_store)
+    assert LabelSummary.model_validate(job_store.get_output(uuid)).statuses == {"ok": 1}
+
+
+def test_empty_batch_is_no_failure(job_store: JobStore) -> None:
+    uuid, *_ = run(LabelMaker("p", AseLabelConfig(calculator="emt")), StructureBatch.from_atoms([]), job_store)
+    assert LabelSummary.model_validate(job_store.get_output(uuid)).asked == 0
+
+
+def test_too_many_failures_fail_the_stage_after_storing_all(
+    job_store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(HERE))
+    config = AseLabelConfig(calculator="label_calculators:faulty", max_failed_fraction=0.4)
+    chosen = [*frames(1), bulk("Au", cubic=True)[:3]]  # three gold atoms raise
+    chosen[1].info = {"reason": "unsafe", "phase_id": ""}
+    job = LabelMaker("p", config).make(StructureBatch.from_atoms(chosen), 0)
+    with pytest.raises(RuntimeError, match="did not finish"):
+        run_locally(job, store=job_store, log=False, ensure_success=True)
+    assert {str(label.status) for label in read_labels(job_store, "p", status=None)} == {"ok", "crashed"}
+
+
+def test_a_lost_chunk_counts_as_crashed(job_store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = AseLabelConfig(calculator="no_such_package.module:make", max_failed_fraction=1.0)
+    job = LabelMaker("p", config).make(StructureBatch.from_atoms(frames(2)), 0)
+    run_locally(job, store=job_store, log=False)  # the chunk's job fails, the collector runs nevertheless
+    assert LabelSummary.model_validate(job_store.get_output(job.uuid)).statuses == {"crashed": 2}
+
+
+def test_maker_survives_the_database() -> None:
+    maker = LabelMaker("p", AseLabelConfig(calculator="gpaw", settings={"mode": {"name": "pw", "ecut": 200}}), 5.0)
+    job = maker.make(StructureBatch.from_atoms(frames(1)), 1, LabelKind.RELAXATION)
+    again = MontyDecoder().process_decoded(json.loads(json.dumps(job, cls=MontyEncoder)))
+    restored = again.function.__self__
+    assert restored == maker
+    assert settings_fingerprint(restored.settings) == settings_fingerprint(maker.settings)
+    assert len(json.dumps(job, cls=MontyEncoder)) < 10_000
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from jobflow import run_locally
+sys.path.insert(0, sys.argv[2])
+from test_label_maker import frames
+from makers.blobs import StructureBatch
+from makers.config import AseLabelConfig
+from makers.label import LabelMaker
+from makers.stores import embedded_job_store
+
+config = AseLabelConfig(
+    calculator="label_calculators:faulty", workers=2, settings={"seconds": 0.3, "pids": sys.argv[3]}
+)
+job = LabelMaker("p", config).make(StructureBatch.from_atoms(frames(40)), 0)
+run_locally(job, store=embedded_job_store(sys.argv[1]), log=False)
+"""
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
+def test_interruption_loses_no_finished_label(how: signal.Signals, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "store"), str(HERE), str(pids)]
+    search = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)  # noqa: S603 - our own script
+    store = embedded_job_store(tmp_path / "store")
+    store.connect()
+    labels = label_store(store)
+    limit = time.monotonic() + PATIENCE
+    while labels.count() < 3:  # read by this process while that one writes
+        assert time.monotonic() < limit
+        assert search.poll() is None
+        time.sleep(0.1)
+    search.send_signal(how)
+    assert search.wait(timeout=10) != 0
+    workers = [int(path.name) for path in pids.iterdir()]
+    assert len(workers) == 2
+    limit = time.monotonic() + 10
+    while any(_alive(pid) for pid in workers):
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+    kept = read_labels(store, "p")
+    assert 3 <= len(kept) < 40
+    assert all(label.forces is not None for label in kept)
