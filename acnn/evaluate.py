@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from acnn.nn.potential import Potential
 
 PREDICT_ATOMS = 8192  # atoms whose neighbours are held at a time
+UPPER = [0, 1, 2, 4, 5, 8]  # of a flat 3x3
 WORST = 0.1  # the part of the structures that the calibration asks about
 
 
@@ -159,12 +160,14 @@ def evaluate(potential: Potential, frames: Sequence[Atoms], *, settings: TrainCo
 
 def _differences(result: Predictions, labels: Sequence[Label]) -> tuple[np.ndarray, np.ndarray]:
     """Give force differences, eV/Å, and differences of the six stress components, GPa, of the labels that have them."""
-    upper = np.triu_indices(3)
-    pairs = zip(result.forces, labels, strict=True)
-    forces = [(ours - label.forces).ravel() for ours, label in pairs if label.forces is not None]
-    both = zip(result.stresses, labels, strict=True)
-    stresses = [np.asarray(ours - label.stress)[upper] / GPa for ours, label in both if label.stress is not None]
-    return np.concatenate([np.zeros(0), *forces]), np.concatenate([np.zeros(0), *stresses])
+    forces, stresses = [np.zeros(0)], [np.zeros(0)]
+    for label, force, stress in zip(labels, result.forces, result.stresses, strict=True):
+        if label.forces is not None:
+            forces.append((force - label.forces).ravel())
+        if label.stress is not None:
+            difference: np.ndarray = np.subtract(stress, label.stress).reshape(9)
+            stresses.append(difference[UPPER] / GPa)
+    return np.concatenate(forces), np.concatenate(stresses)
 
 
 def _mae(difference: np.ndarray) -> float | None:

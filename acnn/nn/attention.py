@@ -19,8 +19,8 @@ class AttentionBlock(nn.Module):
     """One multi-head block with residual connections.
 
     The weight of neighbour j for atom i and a head is f(r_ij) exp(q_i k_j + b(r_ij)) over one plus the sum of these
-    over the neighbours, where f is the smooth cutoff: a neighbour that leaves takes its weight to zero with two derivatives,
-    and an atom without neighbours receives nothing.
+    over the neighbours, where f is the smooth cutoff: a neighbour that leaves takes its weight to zero with two
+    derivatives, and an atom without neighbours receives nothing.
 
     Parameters
     ----------

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from acnn.nn.harmonics import coupling, harmonic_slices, harmonic_table, monomial_slices, monomials
+from acnn.nn.harmonics import coupling, harmonic_table, monomial_counts, monomials
 from acnn.nn.radial import RadialBasis
 
 if TYPE_CHECKING:
     from acnn.config import ModelConfig
 
 MIXED_L_MAX = 3
+CACHE_COLUMNS = 2048  # columns coupled together, so that the pairs stay in a cache
 
 
 class Embedding(nn.Module):
@@ -62,7 +63,7 @@ class Embedding(nn.Module):
             first, second, matrix = coupling(self._mixed_l)
             self.register_buffer("first", first, persistent=False)
             self.register_buffer("second", second, persistent=False)
-            self.register_buffer("coupling", matrix, persistent=False)
+            self.register_buffer("coupling", matrix.T.contiguous(), persistent=False)
         n_two = len(self.upper) if self.max_factors >= 2 else 0
         n_deep = config.mixed_channels * (self._mixed_l + 1) * max(0, self.max_factors - 2)
         self.n_features = n_basis + n_two + n_deep
@@ -111,32 +112,37 @@ class Embedding(nn.Module):
         return (basis[:, :, None, :] * weights[:, None, :, :]).flatten(1, 2)
 
     def _density(self, vectors: torch.Tensor, distances: torch.Tensor, basis: torch.Tensor) -> list[torch.Tensor]:
-        """Project the neighbours onto channels and harmonics: for each l, (n_atoms, channels, 2l + 1)."""
+        """Project the neighbours onto harmonics and channels: for each l, (2l + 1, n_atoms, channels)."""
         units = (vectors / distances[..., None]).permute(2, 0, 1)
-        raw = torch.bmm(monomials(units, self.l_max), basis.transpose(1, 2))
+        raw = torch.bmm(monomials(units, self.l_max), basis.transpose(1, 2)).transpose(0, 1).contiguous()
         density = []
-        for degree, part in enumerate(monomial_slices(self.l_max)):
-            mixed = raw[:, part] @ self.mixing[degree]
-            density.append(mixed.transpose(1, 2) @ self.get_buffer(f"harmonic_{degree}").T)
+        for degree, part in enumerate(torch.split(raw, monomial_counts(self.l_max))):
+            mixed = part @ self.mixing[degree]
+            turned = self.get_buffer(f"harmonic_{degree}") @ mixed.flatten(1)
+            density.append(turned.view(-1, *mixed.shape[1:]))
         return density
 
     def _two_factors(self, density: list[torch.Tensor]) -> torch.Tensor:
         """Contract pairs of channels of equal degree."""
-        products = [torch.bmm(a, a.transpose(1, 2)).flatten(1) for a in density]
+        products = []
+        for a in density:
+            by_atom = a.transpose(0, 1)
+            products.append(torch.bmm(by_atom.transpose(1, 2), by_atom).flatten(1))
         return torch.cat(products, dim=1).index_select(1, self.upper)
 
     def _more_factors(self, density: list[torch.Tensor]) -> list[torch.Tensor]:
         """Couple the mixed density with itself twice, and contract with itself or the square."""
-        mixed = torch.cat([w.T @ a for w, a in zip(self.deep, density, strict=False)], dim=2)
-        pairs = mixed.index_select(2, self.first) * mixed.index_select(2, self.second)
-        square = pairs @ self.coupling
-        parts = harmonic_slices(self._mixed_l)
-        triple = square * mixed
-        features = [triple[:, :, part].sum(-1) for part in parts]
-        if self.max_factors >= 4:
-            fourth = square * square
-            features += [fourth[:, :, part].sum(-1) for part in parts]
-        return features
+        n_atoms = density[0].shape[1]
+        mixed = torch.cat([a @ w for w, a in zip(self.deep, density, strict=False)]).flatten(1)
+        square = torch.cat([self._square(part) for part in torch.split(mixed, CACHE_COLUMNS, dim=1)], dim=1)
+        factors = [square * mixed, square * square] if self.max_factors >= 4 else [square * mixed]
+        sizes = [2 * degree + 1 for degree in range(self._mixed_l + 1)]
+        return [part.sum(0).view(n_atoms, -1) for product in factors for part in torch.split(product, sizes)]
+
+    def _square(self, mixed: torch.Tensor) -> torch.Tensor:
+        """Couple the density with itself to harmonics again, column by column."""
+        pairs = mixed.index_select(0, self.first) * mixed.index_select(0, self.second)
+        return self.coupling @ pairs
 
 
 def _normal(shape: tuple[int, ...], scale: float, generator: torch.Generator) -> nn.Parameter:

@@ -135,10 +135,10 @@ class Fitting(nn.Module):
                 if len(chosen):
                     part = torch.addmm(offset[element], features.index_select(0, chosen), first[element])
                     hidden = hidden.index_add(0, chosen, part)
-        energies = hidden[:, : self.members]
         if self.first is None:
-            return energies
-        return energies + self._network(hidden[:, self.members :])
+            return hidden
+        linear, rest = torch.split(hidden, [self.members, hidden.shape[1] - self.members], dim=1)
+        return linear + self._network(rest)
 
     def _folded(self, whitening: Whitening) -> tuple[torch.Tensor, torch.Tensor]:
         """Put whitening, linear term and first layer into one matrix and one offset per element."""
@@ -157,4 +157,4 @@ class Fitting(nn.Module):
         for layer, weight in enumerate(self.weights):
             x = torch.nn.functional.silu(x)
             x = torch.baddbmm(self.biases[layer], x, weight) if layer < len(self.biases) else torch.bmm(x, weight)
-        return x[:, :, 0].T
+        return x.squeeze(2).T

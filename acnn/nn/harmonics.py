@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -26,7 +25,7 @@ def monomials(u: torch.Tensor, l_max: int) -> torch.Tensor:
     torch.Tensor
         Shape (n_atoms, n_monomials, K), ordered by degree, then as ``monomial_powers``.
     """
-    x, y, z = u[0], u[1], u[2]
+    x, y, z = u.unbind(0)
     columns = [torch.ones_like(x)]
     previous = [columns[0]]
     for degree in range(1, l_max + 1):
@@ -43,16 +42,9 @@ def monomial_powers(degree: int) -> list[tuple[int, int, int]]:
     return [(a, b, degree - a - b) for a in range(degree, -1, -1) for b in range(degree - a, -1, -1)]
 
 
-def monomial_slices(l_max: int) -> list[slice]:
-    """Say where each degree lies among the monomials."""
-    sizes = [(degree + 1) * (degree + 2) // 2 for degree in range(l_max + 1)]
-    ends = list(itertools.accumulate(sizes))
-    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-
-
-def harmonic_slices(l_max: int) -> list[slice]:
-    """Say where each degree lies among the harmonics."""
-    return [slice(degree**2, (degree + 1) ** 2) for degree in range(l_max + 1)]
+def monomial_counts(l_max: int) -> list[int]:
+    """Count the monomials of each degree."""
+    return [(degree + 1) * (degree + 2) // 2 for degree in range(l_max + 1)]
 
 
 def sphere_quadrature() -> tuple[np.ndarray, np.ndarray]:

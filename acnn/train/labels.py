@@ -195,8 +195,8 @@ def composition_matrix(labels: Sequence[Label], numbers: Sequence[int]) -> np.nd
 def fit_references(labels: Sequence[Label], numbers: Sequence[int]) -> np.ndarray:
     """Fit one energy per element by robust least squares.
 
-    The fit of energies per atom is reweighted by the inverse of the misfit, so that a few wild labels do not decide, and
-    is regularised towards the mean, so that a single composition still has an answer.
+    The fit of energies per atom is reweighted by the inverse of the misfit, so that a few wild labels do not decide,
+    and is regularised towards the mean, so that a single composition still has an answer.
 
     Parameters
     ----------

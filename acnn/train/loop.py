@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from acnn.nn.potential import Potential
 from acnn.train.dataset import Dataset
 from acnn.train.labels import Label, LabelSet, read_labels, split_families
 from acnn.train.loss import RobustLoss, Weights, energy_trust, residuals
+from acnn.train.metrics import measure
 from acnn.train.optimizer import Soap
 from acnn.train.prepare import set_onsets, set_references, set_whitening
 from acnn.train.restart import RunState, load_state, save_state
@@ -112,6 +113,7 @@ def train(
     NumericalError
         If the loss is not finite.
     """
+    check_settings(settings)
     found = read_labels(frames, settings)
     run = _Run(found, _start(found, model, seed, previous, elements), settings, seed, warm=previous is not None)
     if previous is not None and previous.metadata.get("label_fingerprint", "") != label_fingerprint:
@@ -324,44 +326,6 @@ def default_steps(n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
     steps = int(400 * math.sqrt(batches)) + 40 * batches
     steps = min(max(steps, 400), 20000)
     return max(150, steps // 4) if warm else steps
-
-
-def measure(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atoms: int) -> dict[str, float]:
-    """Measure mean absolute errors of the committee's mean on some labels.
-
-    Parameters
-    ----------
-    potential
-        The potential.
-    data
-        The labels.
-    numbers
-        Which of them.
-    max_atoms
-        Atoms evaluated together.
-
-    Returns
-    -------
-    dict
-        Errors in eV/atom, eV/Å and eV/atom (virial), and the ``score`` that early stopping minimises.
-    """
-    sums: defaultdict[str, float] = defaultdict(float)
-    counts: Counter[str] = Counter()
-    unit = float(potential.scale)
-    for chosen in data.epoch(numbers, max_atoms, torch.Generator().manual_seed(0)):
-        graph, targets = data.batch(chosen)
-        misfits = residuals(potential, graph, targets, None, training=False)
-        parts = {
-            "energy_mae_ev_per_atom": (misfits.energy.detach()[:, 0], torch.isfinite(targets.energy)),
-            "force_mae_ev_per_a": (misfits.force.detach(), torch.isfinite(targets.forces)),
-            "virial_mae_ev_per_atom": (misfits.virial.detach(), torch.isfinite(targets.virial)),
-        }
-        for name, (misfit, known) in parts.items():
-            sums[name] += float(misfit[known].abs().sum()) * unit
-            counts[name] += int(known.sum())
-    errors = {name: sums[name] / max(1, counts[name]) for name in sums}
-    errors["score"] = (errors["force_mae_ev_per_a"] + 5.0 * errors["energy_mae_ev_per_atom"]) / unit
-    return errors
 
 
 def check_settings(settings: TrainConfig) -> None:

@@ -1,0 +1,246 @@
+"""The command ``acnn``: train, evaluate and relax by itself, without a search around it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from acnn.errors import AcnnError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ase import Atoms
+    from pydantic import BaseModel
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the command line.
+
+    Returns
+    -------
+    argparse.ArgumentParser
+        With the commands train and evaluate.
+    """
+    parser = argparse.ArgumentParser(prog="acnn", description="Train, evaluate and use an ACNN potential.")
+    parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_train(commands)
+    _add_evaluate(commands)
+    return parser
+
+
+def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the class private
+    command = commands.add_parser("train", help="fit a potential to labelled structures")
+    command.add_argument("data", type=Path, help="extxyz with energies (eV), forces (eV/Å), stresses (eV/Å^3)")
+    command.add_argument("--out", type=Path, required=True, help="file of the potential")
+    command.add_argument("--config", type=Path, help="YAML or JSON with the sections model and train")
+    command.add_argument("--previous", type=Path, help="potential to start from; DATA must hold its labels too")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--max-time", type=float, help="most seconds of training")
+    command.add_argument("--threads", type=int, help="CPU threads")
+    command.add_argument("--work-dir", type=Path, help="folder that lets a killed training go on")
+    command.add_argument("--metrics", type=Path, help="CSV of the errors as training went; default: beside OUT")
+    command.set_defaults(run=_train)
+
+
+def _add_evaluate(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the class private
+    command = commands.add_parser("evaluate", help="measure a potential on labelled structures")
+    command.add_argument("model", type=Path)
+    command.add_argument("data", type=Path, help="extxyz with labels")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--threads", type=int, help="CPU threads")
+    command.set_defaults(run=_evaluate)
+
+
+def _train(args: argparse.Namespace) -> None:
+    """Fit a potential and save it with its history."""
+    from acnn import checkpoint
+    from acnn.train import history_csv, train
+
+    if not args.out.resolve().parent.is_dir():
+        raise ConfigError(f"--out: the folder of {args.out} does not exist")
+    model, settings = read_config(args.config)
+    if args.max_time is not None:
+        settings = type(settings).model_validate({**settings.model_dump(), "max_time": args.max_time})
+    _set_threads(args.threads)
+    previous = checkpoint.load(args.previous) if args.previous else None
+    frames = read_frames(args.data)
+    try:
+        result = train(
+            frames, model=model, settings=settings, seed=args.seed, previous=previous, work_dir=args.work_dir
+        )
+    except DataError as exc:
+        raise DataError(f"{args.data}: {exc}") from exc
+    checkpoint.save(result.potential, args.out)
+    table = args.metrics or args.out.with_suffix(".csv")
+    table.write_text(history_csv(result.history))
+    last = result.history[-1]
+    sys.stdout.write(
+        f"{args.out}: {result.n_train} labels learned, {result.n_held_out} held out, "
+        f"{sum(result.dropped.values())} set aside, {result.seconds:.0f} s\n"
+        f"held-out mean absolute errors: {1e3 * last['energy_mae_ev_per_atom']:.2f} meV/atom, "
+        f"{last['force_mae_ev_per_a']:.4f} eV/Å\n"
+    )
+    for reason, count in sorted(result.dropped.items()):
+        sys.stdout.write(f"set aside: {count} x {reason}\n")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    """Print the errors of a potential."""
+    from acnn import checkpoint
+    from acnn.evaluate import evaluate
+
+    _set_threads(args.threads)
+    potential = checkpoint.load(args.model)
+    try:
+        metrics = evaluate(potential, read_frames(args.data))
+    except DataError as exc:
+        raise DataError(f"{args.data}: {exc}") from exc
+    if args.json:
+        sys.stdout.write(metrics.model_dump_json(indent=1) + "\n")
+        return
+    for name, field in type(metrics).model_fields.items():
+        value = getattr(metrics, name)
+        shown = "-" if value is None else f"{value:.5g}"
+        sys.stdout.write(f"{shown:>12}  {field.description}\n")
+
+
+def _set_threads(threads: int | None) -> None:
+    """Limit the threads of torch."""
+    import torch
+
+    if threads is not None:
+        if threads < 1:
+            raise ConfigError(f"--threads: must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+
+
+def read_frames(path: Path) -> list[Atoms]:
+    """Read all structures of a file.
+
+    Parameters
+    ----------
+    path
+        Any format that ASE reads; extxyz by preference.
+
+    Returns
+    -------
+    list
+        At least one structure.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read or holds nothing; names it.
+    """
+    from ase.io import read
+
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        frames = read(path, index=":")
+    except (OSError, ValueError, KeyError, IndexError, StopIteration, UnicodeDecodeError, AssertionError) as exc:
+        raise DataError(f"{path}: cannot be read: {exc}") from exc
+    if not frames:
+        raise DataError(f"{path}: holds no structure")
+    return list(frames)
+
+
+def read_config(path: Path | None) -> tuple[Any, Any]:
+    """Read model and training settings.
+
+    Parameters
+    ----------
+    path
+        YAML or JSON with the optional sections ``model`` and ``train``; None: all defaults.
+
+    Returns
+    -------
+    tuple
+        A ModelConfig and a TrainConfig.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read or a key is wrong; names the key and the nearest valid one.
+    """
+    from acnn.config import ModelConfig, TrainConfig
+
+    sections: dict[str, type[BaseModel]] = {"model": ModelConfig, "train": TrainConfig}
+    content = _parsed(path) if path is not None else {}
+    for key in content:
+        if key not in sections:
+            raise ConfigError(f"{path}: {key}: unknown section{_nearest(key, list(sections))}; expected model, train")
+    return tuple(_section(name, kind, content.get(name) or {}) for name, kind in sections.items())  # type: ignore[return-value]
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    """Parse YAML, of which JSON is a part."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc}") from exc
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected the sections model and train, got {type(content).__name__}")
+    return content
+
+
+def _section(name: str, kind: type[BaseModel], values: Any) -> BaseModel:  # noqa: ANN401 - whatever the file holds
+    """Check one section."""
+    from pydantic import ValidationError
+
+    try:
+        return kind.model_validate(values)
+    except ValidationError as exc:
+        error = exc.errors()[0]
+        key = ".".join(str(part) for part in error["loc"])
+        if error["type"] == "extra_forbidden":
+            hint = _nearest(key, list(kind.model_fields))
+            raise ConfigError(f"{name}.{key}: unknown option{hint}") from exc
+        raise ConfigError(f"{name}.{key}: {error['msg']}, got {error['input']!r}") from exc
+
+
+def _nearest(key: str, valid: list[str]) -> str:
+    """Suggest a valid key."""
+    import difflib
+
+    found = difflib.get_close_matches(key, valid, n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments
+        Without the program's name; None: those of the process.
+
+    Returns
+    -------
+    int
+        0, or 2 for wrong settings, or 1 for another error.
+    """
+    args = build_parser().parse_args(arguments)
+    logging.getLogger("acnn").addHandler(logging.StreamHandler())
+    try:
+        args.run(args)
+    except AcnnError as exc:
+        if args.debug:
+            sys.stderr.write(traceback.format_exc())
+        sys.stderr.write(f"acnn {args.command}: {exc}\n")
+        return 2 if isinstance(exc, ConfigError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
