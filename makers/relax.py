@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jobflow import Maker
+from tqdm import tqdm
 
 from acnn import checkpoint
 from acnn.relax import Relaxed, RelaxStatus, relax
@@ -65,15 +66,14 @@ class RelaxMaker(Maker):
         batch = batch.fetch(store) if isinstance(batch, Handle) else batch
         potential = checkpoint.loads(model.fetch(store).content)
         settings = self.settings.model_copy(update={"bonds_scale": state.bonds_scale})
-        results = list(
-            relax(
-                batch.to_atoms(),
-                potential,
-                settings,
-                pressure_gpa=self.pressure_gpa,
-                min_distance=pair_distances(state.knowledge.distances),
-            )
+        found = relax(
+            batch.to_atoms(),
+            potential,
+            settings,
+            pressure_gpa=self.pressure_gpa,
+            min_distance=pair_distances(state.knowledge.distances),
         )
+        results = list(tqdm(found, total=len(batch), desc=self.name, unit="crystal", disable=None, leave=False))
         seconds = time.perf_counter() - start
         doc = pack(results, batch, seconds)
         logger.info(

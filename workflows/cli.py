@@ -124,6 +124,7 @@ def query(
     stable: Annotated[bool, typer.Option("--stable", help="Only phases on the hull.")] = False,
     below: Annotated[float | None, typer.Option(help="Only phases at most so far above it, eV/atom.")] = None,
     formula: Annotated[str | None, typer.Option(help="Only this formula, as Mg2Si.")] = None,
+    limit: Annotated[int, typer.Option(help="Phases to show, at most; 0 for all.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Whole documents, as JSON.")] = False,
 ) -> None:
     """List the phases found, the most stable first."""
@@ -132,7 +133,10 @@ def query(
 
     store, name = locate(folder, project)
     phases = query_phases(store, name, stable=stable, below=below, formula=formula)
-    typer.echo(phases_json(phases) if as_json else phases_table(phases))
+    shown = phases[: limit or None]
+    typer.echo(phases_json(shown) if as_json else phases_table(shown))
+    if len(shown) < len(phases):
+        typer.echo(f"... and {len(phases) - len(shown)} more; --limit 0 shows all", err=True)
 
 
 @app.command()

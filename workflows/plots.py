@@ -103,7 +103,7 @@ def _draw_binary(axes: Any, points: Sequence[HullPoint], elements: Sequence[str]
     above = [(a, b) for a, b, p in rows if p.final and p.e_above_hull > 1e-6]
     on = sorted((a, b, p.formula) for a, b, p in rows if p.final and p.e_above_hull <= 1e-6)
     if single:
-        axes.scatter(*zip(*single, strict=True), s=8, c=GREY, alpha=0.5, lw=0, label="DFT single points")
+        axes.scatter(*zip(*single, strict=True), s=8, c=GREY, alpha=0.5, lw=0, label="single points")
     if above:
         axes.scatter(
             *zip(*above, strict=True),
@@ -111,9 +111,9 @@ def _draw_binary(axes: Any, points: Sequence[HullPoint], elements: Sequence[str]
             marker="s",
             facecolors="none",
             edgecolors=ORANGE,
-            label="DFT relaxed, above the hull",
+            label="relaxed, above the hull",
         )
-    axes.plot([a for a, _, _ in on], [b for _, b, _ in on], "-o", c=BLUE, ms=5, lw=1.2, label="DFT relaxed, stable")
+    axes.plot([a for a, _, _ in on], [b for _, b, _ in on], "-o", c=BLUE, ms=5, lw=1.2, label="relaxed, stable")
     for a, b, formula in on:
         axes.annotate(_subscript(formula), (a, b), textcoords="offset points", xytext=(4, -9), fontsize=8)
     low = min(y)
@@ -125,7 +125,7 @@ def _draw_binary(axes: Any, points: Sequence[HullPoint], elements: Sequence[str]
 def _draw_heights(axes: Any, points: Sequence[HullPoint], elements: Sequence[str]) -> None:  # noqa: ANN401
     final = sorted((p for p in points if p.final), key=lambda p: (p.e_above_hull, p.formula))
     colours = [BLUE if p.e_above_hull <= 1e-6 else ORANGE for p in final]
-    axes.barh(range(len(final)), [1000 * p.e_above_hull for p in final], color=colours, label="DFT relaxed")
+    axes.barh(range(len(final)), [1000 * p.e_above_hull for p in final], color=colours, label="relaxed")
     axes.plot(
         [0] * sum(c == BLUE for c in colours), range(sum(c == BLUE for c in colours)), "o", c=BLUE, label="stable"
     )
