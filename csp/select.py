@@ -243,7 +243,7 @@ class _Chooser:
         if not self.inside.any():
             return
         threshold = np.quantile(spread[self.inside], self.settings.uncertain_quantile)
-        above = self.inside & self.free & (np.where(self.inside, spread, 0.0) > max(float(threshold), 0.0))
+        above = self.inside & self.free & (np.where(self.inside, spread, 0.0) > threshold)
         for i in self._ranked(np.flatnonzero(above), -spread):
             if self.free[i]:
                 yield i

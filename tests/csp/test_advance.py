@@ -245,3 +245,18 @@ def test_an_impossible_outcome_is_an_error() -> None:
 def test_phases_just_beyond_the_edge_are_kept_for_the_stop_rule() -> None:
     found = NearHull(members=("a",), e_above={"c": 0.0315, "a": 0.0, "b": 0.02, "d": 0.0325}, enthalpies={})
     assert list(to_near_hull(found, 0.002, 0.03).items()) == [("a", 0.0), ("b", 0.02), ("c", 0.0315)]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_generation": 5}, "max_generation\n.*not permitted"),
+        ({"max_generations": 0}, "greater than or equal to 1"),
+        ({"walk_forward_mev": 0}, "greater than 0"),
+        ({"growth": 0.5}, "greater than or equal to 1"),
+    ],
+    ids=["typo", "no generations", "no error", "shrinking"],
+)
+def test_settings_that_make_no_sense_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        AdvanceConfig.model_validate(values)

@@ -176,6 +176,15 @@ def test_the_diverse_are_farther_apart_than_chance(seed: int) -> None:
     assert nearest(picked) > max(nearest(indices) for indices in chance)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_diverse_are_far_from_what_is_labelled(seed: int) -> None:
+    frames = [bulk("Mg", "fcc", a=4.5), bulk("Mg", "hcp", a=3.2), bulk("Mg", "diamond", a=5.4)]
+    known = np.array([True, False, False])
+    candidates = Candidates(frames, fingerprints(frames, ELEMENTS), np.zeros(3), np.zeros(3), [()] * 3, known)
+    diverse = SelectConfig(stable=0, uncertain=0, unsafe=0, diverse=1)
+    assert choose(candidates, diverse, np.random.default_rng(seed), n=1) == [Choice(2, Reason.DIVERSE)]
+
+
 def test_the_same_structure_is_not_chosen_twice() -> None:
     candidates = generation(4, n=60, labelled=0.0)
     twice = Candidates(
@@ -189,6 +198,13 @@ def test_the_same_structure_is_not_chosen_twice() -> None:
     picked = [c.index % 60 for c in choose(twice, SETTINGS, np.random.default_rng(0), n=120)]
     assert len(picked) == len(set(picked))
     assert len(picked) > 40
+
+
+def test_one_crystal_at_two_volumes_is_worth_two_labels() -> None:
+    frames = [bulk("Mg", "fcc", a=4.5), bulk("Mg", "fcc", a=4.3), bulk("Mg", "fcc", a=4.501)]
+    prints = fingerprints(frames, ELEMENTS)
+    candidates = Candidates(frames, prints, np.array([0.0, 0.1, 0.2]), np.zeros(3), [()] * 3, np.zeros(3, dtype=bool))
+    assert {c.index for c in choose(candidates, SETTINGS, np.random.default_rng(0))} == {0, 1}
 
 
 def test_fewer_candidates_than_labels_are_all_chosen() -> None:
@@ -210,6 +226,16 @@ def test_the_order_of_candidates_does_not_matter(seed: int) -> None:
     plain = choose(candidates, SETTINGS, np.random.default_rng(9))
     shuffled = choose(reordered(candidates, order), SETTINGS, np.random.default_rng(9))
     assert [(int(order[c.index]), c.reason) for c in shuffled] == [(c.index, c.reason) for c in plain]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_order_does_not_matter_where_chance_begins(seed: int) -> None:
+    candidates = generation(seed, unsafe=0.0, labelled=0.0)
+    order = np.random.default_rng(seed).permutation(len(candidates))
+    diverse = SelectConfig(stable=0, uncertain=0, unsafe=0, diverse=1, window_ev=100)
+    plain = choose(candidates, diverse, np.random.default_rng(seed), n=8)
+    shuffled = choose(reordered(candidates, order), diverse, np.random.default_rng(seed), n=8)
+    assert [int(order[c.index]) for c in shuffled] == [c.index for c in plain]
 
 
 @pytest.mark.parametrize("name", ["fingerprints", "e_above_hull", "spread", "flags", "labelled"])
