@@ -166,7 +166,7 @@ def _differences(result: Predictions, labels: Sequence[Label]) -> tuple[np.ndarr
             forces.append((force - label.forces).ravel())
         if label.stress is not None:
             difference: np.ndarray = np.subtract(stress, label.stress).reshape(9)
-            stresses.append(difference[UPPER] / GPa)
+            stresses.append(difference.take(UPPER) / GPa)
     return np.concatenate(forces), np.concatenate(stresses)
 
 
@@ -183,7 +183,7 @@ def _calibration(spread: np.ndarray, error: np.ndarray, members: int) -> tuple[f
     if members == 1 or len(error) < 10 or np.ptp(spread) == 0 or np.ptp(error) == 0:
         return None, None
     ranks = [np.argsort(np.argsort(values)) for values in (spread, error)]
-    correlation = float(np.corrcoef(ranks)[0, 1])
+    correlation = float(np.asarray(np.corrcoef(ranks))[0, 1])
     n_worst = max(1, round(WORST * len(error)))
     uncertain, wrong = set(np.argsort(-spread)[:n_worst].tolist()), set(np.argsort(-error)[:n_worst].tolist())
     return correlation, len(uncertain & wrong) / n_worst

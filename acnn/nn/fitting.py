@@ -55,7 +55,8 @@ def whitening_of(features: torch.Tensor, fallback: torch.Tensor) -> tuple[torch.
     trust = len(features) / (len(features) + n_features)
     covariance = trust * covariance + (1.0 - trust) * _covariance(fallback)
     values, axes = torch.linalg.eigh(covariance)
-    floor = WHITENING_FLOOR * values[-1].clamp(min=1e-30)
+    size = 1e-3 * fallback.square().sum(1).mean()  # steadies a set of equal environments
+    floor = WHITENING_FLOOR * torch.maximum(values[-1], size).clamp(min=1e-12)
     return features.mean(0), axes * (values.clamp(min=0.0) + floor).rsqrt()
 
 

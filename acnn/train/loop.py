@@ -19,7 +19,7 @@ from acnn.nn.potential import Potential
 from acnn.train.dataset import Dataset
 from acnn.train.labels import Label, LabelSet, read_labels, split_families
 from acnn.train.loss import RobustLoss, Weights, energy_trust, residuals
-from acnn.train.metrics import measure
+from acnn.train.metrics import calibration_factor, measure
 from acnn.train.optimizer import Soap
 from acnn.train.prepare import set_onsets, set_references, set_whitening
 from acnn.train.restart import RunState, load_state, save_state
@@ -233,12 +233,12 @@ class _Run:
         member = torch.multinomial(owned, 1, generator=self.generator)[:, 0]
         misfits = residuals(self.potential, graph, targets, member, training=True)
         loss = self.loss(misfits, targets, self._weights(progress), owned)
-        if not math.isfinite(float(loss.detach())):
-            raise NumericalError(f"step {state.step}: the loss is {float(loss)}; is one of the labels wrong?")
+        state.loss = float(loss.detach())
+        if not math.isfinite(state.loss):
+            raise NumericalError(f"step {state.step}: the loss is {state.loss}; is one of the labels wrong?")
         gradients = torch.autograd.grad(loss, self.parameters)
         self.optimizer.step(gradients, self._learning_rate(progress))
         state.step += 1
-        state.loss = float(loss.detach())
         decay = min(self.settings.ema_decay, state.step / (state.step + 10.0))
         with torch.no_grad():
             for average, parameter in zip(self.average, self.parameters, strict=True):
@@ -281,6 +281,7 @@ class _Run:
             for parameter, best in zip(self.parameters, self.state.best, strict=True):
                 parameter.copy_(best)
         potential, state = self.potential, self.state
+        potential.calibration.fill_(calibration_factor(potential, self.data, self.held, self.settings.batch_atoms))
         summary = {
             "n_train": len(self.kept),
             "n_held_out": len(self.held),

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from acnn.nn.potential import Potential
     from acnn.train.dataset import Dataset
 
+FEWEST_TO_CALIBRATE = 8  # held-out labels
+
 
 def measure(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atoms: int) -> dict[str, float]:
     """Measure mean absolute errors of the committee's mean on some labels.
@@ -52,6 +54,39 @@ def measure(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atom
     errors = {name: sums[name] / max(1, counts[name]) for name in sums}
     errors["score"] = (errors["force_mae_ev_per_a"] + 5.0 * errors["energy_mae_ev_per_atom"]) / unit
     return errors
+
+
+def calibration_factor(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atoms: int) -> float:
+    """Find by what factor the committee's energy spread must be multiplied to match the true errors.
+
+    Parameters
+    ----------
+    potential
+        The potential, with any present factor left out of account.
+    data
+        The labels.
+    numbers
+        Labels that were not learned.
+    max_atoms
+        Atoms evaluated together.
+
+    Returns
+    -------
+    float
+        Ratio of the typical error to the typical spread, between 0.2 and 20; 1 for one member or too few labels.
+    """
+    if potential.n_members == 1 or len(numbers) < FEWEST_TO_CALIBRATE:
+        return 1.0
+    errors, spreads = [], []
+    for chosen in data.epoch(numbers, max_atoms, torch.Generator().manual_seed(0)):
+        graph, targets = data.batch(chosen)
+        with torch.no_grad():
+            members = potential(graph).double()
+        total = members.new_zeros((graph.n_systems, members.shape[1])).index_add(0, graph.system, members)
+        errors.append((total.mean(1) - targets.energy).abs() / targets.counts)
+        spreads.append(total.std(1) / targets.counts)
+    ratio = float(torch.cat(errors).median() / (0.6745 * torch.cat(spreads).median().clamp(min=1e-12)))
+    return min(20.0, max(0.2, ratio))
 
 
 def history_csv(history: Sequence[dict[str, float]]) -> str:

@@ -69,8 +69,9 @@ class Soap:
     def _direction(self, gradient: torch.Tensor, state: dict[str, torch.Tensor]) -> torch.Tensor:
         """Compute the preconditioned, bias-corrected direction."""
         if not state:
-            state["mean"] = torch.zeros_like(gradient)
-            state["square"] = torch.zeros_like(gradient)
+            # contiguous, as they are after a restart: other strides may give other bits
+            state["mean"] = torch.zeros_like(gradient, memory_format=torch.contiguous_format)
+            state["square"] = torch.zeros_like(gradient, memory_format=torch.contiguous_format)
         state["mean"].lerp_(gradient, 1.0 - BETAS[0])
         rotate = self.rotate and gradient.dim() >= 2
         if rotate:
@@ -90,7 +91,7 @@ class Soap:
             product = gradient @ gradient.mT if side == "left" else gradient.mT @ gradient
             if side not in state:
                 state[side] = product.clone()
-                state[side + "_axes"] = torch.linalg.eigh(_steadied(product))[1].flip(-1)
+                state[side + "_axes"] = torch.linalg.eigh(_steadied(product))[1].flip(-1).contiguous()
                 continue
             state[side].lerp_(product, 1.0 - SHAMPOO_BETA)
             if self.steps % REFRESH == 0 or self.steps in (2, 4):
@@ -103,7 +104,7 @@ def _refresh(state: dict[str, torch.Tensor], side: str, dim: int) -> None:
     turned = product @ axes
     order = (axes * turned).sum(-2).argsort(dim=-1, descending=True)
     expanded = order[..., None, :].expand_as(turned)
-    state[side + "_axes"] = torch.linalg.qr(turned.gather(-1, expanded))[0]
+    state[side + "_axes"] = torch.linalg.qr(turned.gather(-1, expanded))[0].contiguous()
     square = state["square"]
     index = order[..., :, None].expand_as(square) if dim == -2 else order[..., None, :].expand_as(square)
     state["square"] = square.gather(dim, index)

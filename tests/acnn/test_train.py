@@ -1,0 +1,197 @@
+"""Training learns, is deterministic, goes on after a kill, warm-starts, and says what it set aside."""
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from acnn import checkpoint
+from acnn.config import ModelConfig, TrainConfig
+from acnn.errors import ConfigError, DataError, ModelError
+from acnn.evaluate import evaluate, predict
+from acnn.train import history_csv, train
+from acnn.train.labels import fit_references, read_labels, split_families
+from acnn.train.loop import _Run
+
+SHAPE = {"n_radial": 6, "channels": 4, "mixed_channels": 4, "hidden": (16,), "l_max": 3, "members": 2}
+MODEL = ModelConfig(**SHAPE)
+QUICK = TrainConfig(max_steps=30, evaluate_every=10)
+
+
+@pytest.fixture(scope="module")
+def trained(alloys):
+    return train(alloys, model=MODEL, settings=TrainConfig(max_steps=250), seed=0)
+
+
+def test_learns_unseen_structures(trained, other_alloys):
+    metrics = evaluate(trained.potential, other_alloys)
+    spread_of_labels = np.std([a.get_potential_energy() / len(a) for a in other_alloys]) * 1e3
+    assert metrics.energy_mae_mev_per_atom < 0.25 * spread_of_labels
+    assert metrics.n_structures == 20
+    assert metrics.spread_mean_mev_per_atom > 0
+
+
+def test_history_has_units_and_is_in_the_checkpoint(trained):
+    table = history_csv(trained.history)
+    assert table.splitlines()[0].startswith("step,seconds,loss,energy_mae_ev_per_atom,force_mae_ev_per_a")
+    loaded = checkpoint.loads(checkpoint.dumps(trained.potential))
+    record = loaded.metadata["trainings"][0]
+    assert record["n_train"] + record["n_held_out"] == 40
+    assert record["held_out"]["energy_mae_ev_per_atom"] > 0
+
+
+def test_same_seed_same_bits(alloys):
+    first, second = (train(alloys, model=MODEL, settings=QUICK, seed=3).potential for _ in range(2))
+    assert checkpoint.dumps(first) == checkpoint.dumps(second)
+    other = train(alloys, model=MODEL, settings=QUICK, seed=4).potential
+    assert checkpoint.dumps(first) != checkpoint.dumps(other)
+
+
+def test_goes_on_exactly_after_a_kill(alloys, tmp_path, monkeypatch):
+    whole = train(alloys, model=MODEL, settings=QUICK, seed=3).potential
+    monkeypatch.setattr("acnn.train.loop.SAVE_SECONDS", 0.0)
+    step = _Run._step
+
+    def killed(run: _Run, progress: float) -> None:
+        if run.state.step == 17:
+            raise KeyboardInterrupt
+        step(run, progress)
+
+    monkeypatch.setattr(_Run, "_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(alloys, model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path)
+    monkeypatch.setattr(_Run, "_step", step)
+    resumed = train(alloys, model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path).potential
+    before, after = whole.state_dict(), resumed.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_state_of_another_run_is_refused(alloys, tmp_path):
+    train(alloys, model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path)
+    with pytest.raises(ModelError, match="other settings or labels"):
+        train(alloys[:-1], model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path)
+    (tmp_path / "train-state.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ModelError, match="damaged"):
+        train(alloys, model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path)
+
+
+def test_a_warm_start_keeps_what_was_known(trained, alloys, other_alloys):
+    settings = TrainConfig(max_steps=100)
+    before = evaluate(trained.potential, alloys)
+    kept = checkpoint.dumps(trained.potential)
+    warm = train([*alloys, *other_alloys], model=MODEL, settings=settings, seed=0, previous=trained.potential)
+    after = evaluate(warm.potential, alloys)
+    assert after.force_mae_ev_per_a < 1.1 * before.force_mae_ev_per_a
+    new = evaluate(trained.potential, other_alloys), evaluate(warm.potential, other_alloys)
+    assert new[1].force_mae_ev_per_a < new[0].force_mae_ev_per_a
+    assert checkpoint.dumps(trained.potential) == kept
+    assert len(warm.potential.metadata["trainings"]) == 2
+
+
+def test_new_whitening_does_not_change_the_function(trained, alloys, other_alloys):
+    settings = TrainConfig(max_steps=1, warm_learning_rate=1e-12)
+    warm = train([*alloys, *other_alloys], model=MODEL, settings=settings, seed=0, previous=trained.potential)
+    one, two = (predict(p, alloys).energies for p in (trained.potential, warm.potential))
+    np.testing.assert_allclose(one, two, atol=2e-3)
+    assert not torch.equal(trained.potential.whitening.mean, warm.potential.whitening.mean)
+
+
+def test_a_previous_potential_that_does_not_fit_is_refused(trained, alloys):
+    with pytest.raises(ModelError, match="another shape"):
+        train(alloys, model=ModelConfig(), settings=QUICK, seed=0, previous=trained.potential)
+    with pytest.raises(ModelError, match="other settings"):
+        train(alloys, model=MODEL, settings=QUICK, seed=0, previous=trained.potential, label_fingerprint="PBE 520")
+    silver = alloys[0].copy()
+    silver.numbers[:] = 47
+    silver.calc = SinglePointCalculator(silver, energy=1.0)
+    with pytest.raises(ModelError, match="Ag"):
+        train([*alloys, silver], model=MODEL, settings=QUICK, seed=0, previous=trained.potential)
+
+
+def test_elements_can_be_wider_than_the_labels(alloys):
+    result = train(alloys, model=MODEL, settings=TrainConfig(max_steps=2), seed=0, elements=["Cu", "Ag", "Au"])
+    assert result.potential.elements == ("Cu", "Ag", "Au")
+
+
+def wild(energy: float, **results: object) -> Atoms:
+    atoms = Atoms("Cu", cell=2.6 * np.eye(3), pbc=True)
+    atoms.calc = SinglePointCalculator(atoms, energy=energy, **results)
+    return atoms
+
+
+def test_wild_labels_are_counted_and_do_not_hurt(alloys, other_alloys):
+    nan = np.full((1, 3), np.nan)
+    bad = [
+        wild(900.0),
+        wild(1.0, forces=np.full((1, 3), 80.0)),
+        wild(1.0, forces=nan),
+        wild(1.0, stress=np.full(6, 1e3)),
+        wild(np.nan),
+    ]
+    result = train([*alloys, *bad], model=MODEL, settings=TrainConfig(max_steps=200), seed=0)
+    assert sum(result.dropped.values()) == 5
+    assert len(result.dropped) == 4
+    clean = train(alloys, model=MODEL, settings=TrainConfig(max_steps=200), seed=0)
+    errors = [evaluate(r.potential, other_alloys).force_mae_ev_per_a for r in (result, clean)]
+    assert errors[0] < 1.5 * errors[1]
+
+
+def test_labels_without_forces_or_stress_are_learned(alloys):
+    frames = []
+    for number, atoms in enumerate(alloys):
+        copy = atoms.copy()
+        results = {"energy": atoms.get_potential_energy()}
+        if number % 2:
+            results["forces"] = atoms.get_forces()
+        copy.calc = SinglePointCalculator(copy, **results)
+        frames.append(copy)
+    result = train(frames, model=MODEL, settings=QUICK, seed=0)
+    assert np.isfinite(result.history[-1]["force_mae_ev_per_a"])
+    assert evaluate(result.potential, frames).stress_mae_gpa is None
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_very_few_labels(alloys, n):
+    result = train(alloys[:n], model=MODEL, settings=QUICK, seed=0)
+    assert result.n_held_out == 0
+    assert np.isfinite(predict(result.potential, alloys[:n]).energies).all()
+
+
+def test_frames_that_cannot_be_learned_are_named(alloys):
+    with pytest.raises(DataError, match="frame 1: expected a calculator"):
+        read_labels([alloys[0], alloys[1].copy()], QUICK)
+    with pytest.raises(DataError, match="no usable label among 1 frames"):
+        read_labels([wild(1.0, forces=np.full((1, 3), 80.0))], QUICK)
+    with pytest.raises(DataError, match="no usable label among 0 frames"):
+        read_labels([], QUICK)
+    short = wild(1.0)
+    short.calc.results["forces"] = np.zeros((2, 3))
+    with pytest.raises(DataError, match="frame 0: expected forces of shape"):
+        read_labels([short], QUICK)
+
+
+def test_all_weights_zero_is_refused(alloys):
+    settings = TrainConfig(energy_weight=0, force_weight=0, virial_weight=0)
+    with pytest.raises(ConfigError, match="all weights are zero"):
+        train(alloys, model=MODEL, settings=settings, seed=0)
+
+
+def test_families_are_never_divided(alloys):
+    labels = read_labels(alloys, QUICK).labels
+    kept, held = split_families(labels, 0.2, np.random.default_rng(0))
+    assert sorted(kept + held) == list(range(40))
+    assert not {labels[n].family for n in kept} & {labels[n].family for n in held}
+    assert 6 <= len(held) <= 8
+
+
+def test_references_ignore_wild_labels(alloys):
+    labels = read_labels(alloys, QUICK).labels
+    clean = fit_references(labels, [29, 79])
+    labels[0].energy += 500.0
+    np.testing.assert_allclose(fit_references(labels, [29, 79]), clean, atol=0.3)
+
+
+def test_time_limit_ends_the_training(alloys):
+    result = train(alloys, model=MODEL, settings=TrainConfig(max_steps=10**6, max_time=1.0), seed=0)
+    assert 0.5 < result.seconds < 5.0
