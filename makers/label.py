@@ -36,6 +36,9 @@ __all__ = ["LabelMaker", "read_labels", "settings_fingerprint", "to_training_fra
 
 logger = logging.getLogger(__name__)
 
+BOOKKEEPING = Stage.ADVANCE
+"""The jobs that only read and write documents run where those of this stage run, not on the first-principles worker."""
+
 
 @dataclass
 class LabelMaker(Maker):
@@ -53,7 +56,7 @@ class LabelMaker(Maker):
     pressure_gpa
         Pressure of final relaxations, GPa.
     resources
-        Where jobs run, by stage; the calculating jobs get those of `label`.
+        Where jobs run, by stage: the calculating jobs get those of `label`, the bookkeeping those of `advance`.
     name
         Job name.
     """
@@ -96,6 +99,11 @@ class LabelMaker(Maker):
         label_ids = [context.request(atoms).label_id for atoms in frames]
         last = collect_labels(self, label_ids, parts, reused)
         last.name = f"{prefix}.collect"
+        with_resources(last, BOOKKEEPING, self.resources)
+        # jobflow adds a job of its own that stores the output; left alone it would ask for no worker at all
+        CURRENT_JOB.job.update_config(
+            {"manager_config": self.resources.get(BOOKKEEPING, {})}, name_filter="store_inputs", dynamic=True
+        )
         return Response(replace=Flow([*jobs, last], output=last.output, name=prefix))
 
     def context(self, generation: int, kind: LabelKind) -> LabelContext:
@@ -243,6 +251,7 @@ def _vasp_jobs(
             maker, StructureBatch.from_atoms([request.atoms]), context.generation, context.kind, each.output
         )
         keep.name = f"{prefix}.{number}.keep"
-        jobs += [with_resources(each, Stage.LABEL, maker.resources), keep]
+        jobs.append(with_resources(each, Stage.LABEL, maker.resources))
+        jobs.append(with_resources(keep, BOOKKEEPING, maker.resources))
         parts.append(keep.output)
     return jobs, parts, len(reused)

@@ -64,7 +64,8 @@ class _Worker:
                 start_new_session=True,  # Ctrl-C is the parent's business, and killing reaches the code's own children
             )
         self._begin(START_LIMIT)
-        self._send({"calculator": config.calculator, "settings": config.settings})
+        pythonpath = os.environ.get("PYTHONPATH", "")
+        self._send({"calculator": config.calculator, "settings": config.settings, "pythonpath": pythonpath})
 
     def assign(self, task: Task) -> None:
         """Give it a label to calculate."""
@@ -90,8 +91,10 @@ class _Worker:
         """Return how the process ended, with the end of its output."""
         code = self.process.wait()
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        lines = (self.folder / "worker.log").read_text(errors="replace").strip()[-LOG_TAIL:]
-        return f"the worker {how}" + (f": ...{lines}" if lines else "")
+        with (self.folder / "worker.log").open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL))
+            tail = log.read().decode(errors="replace").strip()
+        return f"the worker {how}" + (f": ...{tail}" if tail else "")
 
     def kill(self) -> None:
         """End the process and all that it started, and remove its folder."""

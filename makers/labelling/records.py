@@ -6,6 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
@@ -82,6 +83,8 @@ class LabelContext:
         """Turn an outcome into the record that is stored."""
         atoms = request.atoms
         counts = atoms.symbols.formula.count()
+        # a relaxation may have blown up; the record then holds what was asked for
+        intact = np.isfinite(outcome.positions).all() and np.isfinite(outcome.cell).all()
         config = self.config
         return LabelDoc(
             project=self.project,
@@ -99,8 +102,8 @@ class LabelContext:
             chemsys="-".join(sorted(counts)),
             n_atoms=len(atoms),
             numbers=atoms.numbers.tolist(),
-            positions=outcome.positions,
-            cell=outcome.cell,
+            positions=outcome.positions if intact else atoms.positions.tolist(),
+            cell=outcome.cell if intact else atoms.cell.array.tolist(),
             energy=outcome.energy,
             forces=outcome.forces,
             stress=outcome.stress,

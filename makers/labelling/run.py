@@ -68,7 +68,8 @@ def label_structures(
     reused, missing = split_known(requests, find_statuses(store, context.project, (r.label_id for r in requests)))
     statuses = {request.label_id: LabelStatus.OK for request in reused}
     with LabelPool(config, folder or Path.cwd()) as pool:
-        for outcome in pool.run([_task(request, context) for request in missing.values()]):
+        largest_first = sorted(missing.values(), key=lambda request: -len(request.atoms))  # workers finish together
+        for outcome in pool.run([_task(request, context) for request in largest_first]):
             label = context.document(missing[outcome.label_id], judge(outcome, context))
             write_label(store, label)
             statuses[label.label_id] = label.status

@@ -38,6 +38,7 @@ def main(fd: int) -> None:
     threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
     with Connection(fd) as connection:
         first = json.loads(connection.recv_bytes())
+        os.environ["PYTHONPATH"] = first["pythonpath"]  # ours was for this interpreter, not for programs of calculators
         labeller = Labeller(first["calculator"], first["settings"])
         try:
             load_factory(labeller.calculator)

@@ -91,6 +91,22 @@ def test_batch_of_an_earlier_generation_is_fetched(
     assert LabelSummary.model_validate(job_store.get_output(uuid)).statuses == {"ok": 1}
 
 
+def test_every_spawned_job_asks_for_its_worker(job_store: JobStore) -> None:
+    resources = {"label": {"_category": "dft"}, "advance": {"_category": "light"}}
+    maker = LabelMaker("p", AseLabelConfig(calculator="emt", chunk_size=1), resources=resources)
+    driver = maker.make(StructureBatch.from_atoms(frames(2)), 0)
+    driver.name = "label 000"
+    spawned = driver.run(job_store).replace
+    workers = {job.name: job.config.manager_config.get("_category") for job in spawned.jobs}
+    assert workers == {
+        "label 000.1": "dft",
+        "label 000.2": "dft",
+        "label 000.collect": "light",
+        "store_inputs": "light",
+    }
+    assert not any(job.config.pass_manager_config for job in spawned.jobs if job.name != "store_inputs")
+
+
 def test_empty_batch_is_no_failure(job_store: JobStore) -> None:
     uuid, *_ = run(LabelMaker("p", AseLabelConfig(calculator="emt")), StructureBatch.from_atoms([]), job_store)
     assert LabelSummary.model_validate(job_store.get_output(uuid)).asked == 0

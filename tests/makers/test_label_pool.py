@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from pathlib import Path
@@ -21,7 +22,7 @@ from makers.errors import LabelError
 from makers.labelling.identity import settings_fingerprint
 from makers.labelling.outcome import Outcome, validate
 from makers.labelling.records import LabelContext, read_labels, to_training_frames
-from makers.labelling.run import check_failures, label_structures
+from makers.labelling.run import check_failures, judge, label_structures
 
 SAME = 1e-12  # the same code on the same numbers
 
@@ -161,6 +162,18 @@ def test_processes_that_cannot_start_end_the_stage(job_store: JobStore, tmp_path
     config = AseLabelConfig(calculator="no_such_package.calculators:make")
     with pytest.raises(LabelError, match="cannot be imported"):
         label_structures(copper(1), context(config), job_store, tmp_path)
+
+
+def test_exploded_relaxation_is_kept_as_it_was_asked_for() -> None:
+    atoms = copper(1)[0]
+    here = context(AseLabelConfig(calculator="emt"), LabelKind.RELAXATION)
+    request = here.request(atoms)
+    nowhere = [[math.nan] * 3] * 4
+    outcome = Outcome(request.label_id, LabelStatus.CRASHED, "exploded", nowhere, [[math.inf] * 3] * 3)
+    provenance = {"versions": {}, "host": "", "started": "", "seconds": 0.0}
+    label = here.document(request, judge(dataclasses.replace(outcome, provenance=provenance), here))
+    assert (label.status, label.message) == (LabelStatus.CRASHED, "exploded")
+    assert np.array_equal(label.positions, atoms.positions)
 
 
 def test_validator_rejects_what_cannot_be_learned_from() -> None:
