@@ -1,6 +1,6 @@
 """The one call that makes trial crystals from every source."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,6 +20,8 @@ from csp.generate.symmetric import RandomCrystals, allowed_groups
 from csp.generate.trial import plain_trial
 from csp.knowledge import Knowledge
 
+REDRAWS = 10  # rounds in which contents that no allowed space group can hold are drawn again
+MANY = 200  # contents drawn per round, at least
 PLAN, SOURCES, CRYSTALS = range(3)  # branches of the seed
 
 
@@ -100,18 +102,17 @@ def generate(  # noqa: PLR0913 - one call serves every source
     _check(settings, knowledge, elements)
     given = [*load_seeds(settings.seeds), *load_seeds(seeds)]
     _check_seeds(given, elements)
+    crystals = RandomCrystals(settings, knowledge)
     if plan is None:
         sources = _sources(settings, knowledge, elements, given, parents)
         proposers = _draw_sources(sources, given, knowledge, n, _rng(seed, SOURCES))
         n_random = sum(proposer is None for proposer in proposers)
-        plan = plan_compositions(
-            elements, settings, _rng(seed, PLAN), n_random, attempts=attempts, hull_distances=hull_distances
-        )
+        draw = partial(plan_compositions, elements, settings, _rng(seed, PLAN))
+        plan = _possible_plan(partial(draw, attempts=attempts, hull_distances=hull_distances), n_random, crystals)
     elif len(plan) == n:
         proposers = [None] * n
     else:
         raise ConfigError(f"plan: expected {n} compositions, got {len(plan)}")
-    crystals = RandomCrystals(settings, knowledge)
     contents = iter([{symbol: count for symbol, count in cell.items() if count} for cell in plan])
     requests = [
         Request(i, proposer or partial(crystals.propose, next(contents)), _rng(seed, CRYSTALS, i))
@@ -127,6 +128,21 @@ def generate(  # noqa: PLR0913 - one call serves every source
     refused = Pool(settings, knowledge).work(requests, accept)
     atoms = [made[i] for i in sorted(made)]
     return Generated(atoms, n, len(atoms), refused)
+
+
+def _possible_plan(
+    draw: Callable[[int], list[dict[str, int]]], n: int, crystals: RandomCrystals
+) -> list[dict[str, int]]:
+    """Draw contents, and draw again those that no allowed space group can hold; the rest is refused later."""
+    plan = draw(n)
+    impossible = [i for i, counts in enumerate(plan) if not crystals.possible(counts)]
+    for _ in range(REDRAWS):
+        if not impossible:
+            break
+        fresh = [counts for counts in draw(max(MANY, 2 * len(impossible))) if crystals.possible(counts)]
+        for counts in fresh[: len(impossible)]:
+            plan[impossible.pop()] = counts
+    return plan
 
 
 def _rng(seed: np.random.SeedSequence, *key: int) -> np.random.Generator:

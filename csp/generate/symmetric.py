@@ -61,6 +61,24 @@ class RandomCrystals:
         trial = new_trial(space_group(number), chosen, volume, rng)
         return Proposal(trial, {"origin": "random", "space_group": number, "lineage": ""})
 
+    def possible(self, counts: Mapping[str, int]) -> bool:
+        """Tell whether some allowed space group can hold a cell.
+
+        Parameters
+        ----------
+        counts
+            Atoms by element.
+
+        Returns
+        -------
+        bool
+            Always true where structures without symmetry are allowed.
+        """
+        if 1 in self.groups or self.settings.symmetric_fraction < 1:
+            return True
+        atoms = tuple(counts.get(symbol, 0) for symbol in self.knowledge.elements)
+        return any(filler(number).possible(atoms) for number in self.groups)
+
     def filling(self, counts: Mapping[str, int], volume: float) -> float:
         """Give the share of space that spheres of half the like-like least distances fill.
 

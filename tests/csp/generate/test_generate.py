@@ -1,11 +1,18 @@
+import time
+import warnings
+from collections import Counter
+
 import numpy as np
 import pytest
+import spglib
 from ase import Atoms
 from ase.geometry import get_distances
 
 from csp.config import GenerateConfig
 from csp.errors import ConfigError
 from csp.generate import Generated, generate
+from csp.generate.wyckoff import N_GROUPS, space_group
+from csp.geometry import least_excess
 from csp.knowledge import Knowledge
 
 MG_CA_H = ("Mg", "Ca", "H")
@@ -80,3 +87,91 @@ def test_a_group_that_cannot_hold_the_atoms_is_refused():
 def test_settings_that_can_never_be_met_are_an_error(settings: dict[str, object], message: str):
     with pytest.raises(ConfigError, match=message):
         _make(("Mg", "O"), 0.0, 2, **settings)
+
+
+def _symmetry_kept(atoms: Atoms) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        found = spglib.get_symmetry((atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), symprec=1e-4)
+    return found is not None and len(found["rotations"]) >= space_group(atoms.info["space_group"]).order
+
+
+def test_all_230_groups_are_reached_and_found_again():
+    made = kept = 0
+    for number in range(1, N_GROUPS + 1):
+        settings = {"space_groups": (number,), "symmetric_fraction": 1.0, "atoms": (4, 60), "formula_units": (1, 60)}
+        result = _make(("Mg", "O"), 0.0, 2, seed=number, prototype_share=0.0, **settings)
+        assert {atoms.info["space_group"] for atoms in result.atoms} == {number}
+        made += result.made
+        kept += sum(map(_symmetry_kept, result.atoms))
+    assert kept > 0.99 * made
+    assert made >= 0.97 * 2 * N_GROUPS
+
+
+def test_a_large_sample_keeps_its_distances():
+    knowledge = Knowledge.initial(MG_CA_H, 200.0)
+    result = _make(MG_CA_H, 200.0, 1000, atoms=(1, 24), distance_scale=1.1)
+    worst = min(least_excess(atoms, 1.1 * knowledge.distance_matrix(atoms.numbers)) for atoms in result.atoms)
+    assert worst > -1e-9
+    assert result.made > 0.95 * result.asked
+
+
+def test_a_crystal_does_not_depend_on_those_made_beside_it():
+    knowledge = Knowledge.initial(MG_CA_H, 200.0)
+    plan = [{"Mg": 1, "Ca": 2, "H": 9}, {"Ca": 1, "H": 6}, {"Mg": 3, "H": 4}] * 10
+    seed = np.random.SeedSequence(5, spawn_key=(1, 0, 2))
+    settings = GenerateConfig(max_attempts=100)
+    few, many = (
+        generate(settings, knowledge, elements=MG_CA_H, n=n, seed=seed, plan=plan[:n]).atoms for n in (4, len(plan))
+    )
+    for a, b in zip(few, many[:4], strict=True):
+        assert a.info == b.info
+        assert (a.positions == b.positions).all()
+        assert (a.cell.array == b.cell.array).all()
+
+
+NASTY = [
+    (("Mg", "Ca", "H"), {"compositions": ("Mg7Ca11H41",), "atoms": (2, 60)}),
+    (("Cs", "H"), {"compositions": ("Cs29H",), "atoms": (2, 60), "formula_units": (1, 2)}),
+    (("Be", "P", "N", "O"), {"compositions": ("Be13P13N13O1",), "atoms": (2, 40)}),
+    (("Cu",), {"compositions": ("Cu59",), "atoms": (59, 59), "symmetry_operations": (24, 48)}),
+    (("Mg", "O"), {"distance_scale": 1.6, "atoms": (2, 30)}),
+    (("Mg", "O"), {"space_groups": (230,), "compositions": ("Mg17O3",), "atoms": (2, 60)}),
+]
+
+
+@pytest.mark.parametrize(("elements", "settings"), NASTY, ids=[str(i) for i in range(len(NASTY))])
+def test_nasty_requests_end_soon(elements: tuple[str, ...], settings: dict[str, object]):
+    started = time.perf_counter()
+    result = _make(elements, 0.0, 4, prototype_share=0.0, symmetric_fraction=1.0, max_attempts=10, **settings)
+    assert result.made + sum(result.refused.values()) == 4
+    assert time.perf_counter() - started < 30
+
+
+def test_a_structure_gives_up_when_its_time_is_over():
+    result = _make(("Mg", "O"), 0.0, 2, distance_scale=1.75, max_attempts=10_000, time_limit_s=0.05, atoms=(8, 16))
+    assert result.refused.keys() <= {"time", "too_dense"}
+    assert result.made == 0
+
+
+def test_the_clathrate_of_the_paper_is_reachable():
+    options = {"space_groups": (223,), "symmetric_fraction": 1.0, "max_attempts": 1, "prototype_share": 0.0}
+    result = _make(MG_CA_H, 200.0, 200, atoms=(54, 54), compositions=("Mg2Ca6H46",), **options)
+    assert result.made > 20
+    sites = [sorted(Counter(zip(a.get_chemical_symbols(), _orbits(a), strict=True)).values()) for a in result.atoms]
+    assert [2, 6, 6, 16, 24] in sites
+
+
+def _orbits(atoms: Atoms) -> list[int]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
+        data = spglib.get_symmetry_dataset(cell, symprec=1e-4)
+    orbits: list[int] = data.equivalent_atoms.tolist()
+    return orbits
+
+
+def test_only_groups_that_can_hold_the_atoms_are_planned():
+    result = _make(("Mg", "O"), 0.0, 20, space_groups=(205,), symmetric_fraction=1.0, prototype_share=0.0)
+    assert result.made == 20
+    assert {atoms.info["space_group"] for atoms in result.atoms} == {205}
