@@ -210,8 +210,8 @@ def find_flags(
     first = [relaxation_flag(status, reason) for status, reason in ends]
     finite = np.isfinite(energies) & np.isfinite(spread)
     sound = finite & np.array([flag is None for flag in first], dtype=bool)
-    usual = float(np.median(spread[sound])) if sound.any() else 0.0
-    disagreed = finite & (spread > settings.committee_factor * usual) & (usual > 0)
+    usual = float(np.median(spread[sound])) if sound.any() else np.inf
+    disagreed = finite & (spread > settings.committee_factor * usual)
     low = np.zeros(len(frames), dtype=bool)
     if floor is not None and finite.any():
         checked = np.flatnonzero(finite)

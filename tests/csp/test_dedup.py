@@ -148,6 +148,17 @@ def test_a_hopeless_cell_has_no_symmetry() -> None:
     assert space_group(Atoms("Mg2", positions=np.zeros((2, 3)), cell=np.eye(3) * 3, pbc=True), 0.1) == 1
 
 
+def test_fingerprints_that_differ_clearly_settle_the_matter() -> None:
+    frames = [perovskite(0.0), perovskite(0.0)]
+    frames[1].rattle(0.02, seed=3)
+    strict = SETTINGS.model_copy(update={"same_distance": 1e-9, "max_distance": 1e-8})
+    prints = fingerprints(frames, ELEMENTS)
+    for settings, n in ((SETTINGS, 1), (strict, 2)):
+        assert len(group(frames, [0.0, 0.0], settings)) == n
+        names = match_known(frames[1:], prints[1:], frames[:1], prints[:1], ["old"], settings)
+        assert (names == ["old"]) is (n == 1)
+
+
 def test_nothing_gives_no_groups() -> None:
     assert group([], []) == []
 

@@ -8,6 +8,7 @@ from ase import Atoms
 from ase.build import bulk, make_supercell
 from ase.neighborlist import neighbor_list
 
+import csp.fingerprint
 from csp.errors import DataError
 from csp.fingerprint import (
     N_BINS,
@@ -118,6 +119,18 @@ def test_a_very_skewed_cell_is_described_too() -> None:
     skewed = atoms.copy()
     skewed.set_cell(np.array([[1, 0, 0], [9, 1, 0], [-7, 11, 1]]) @ atoms.cell.array)
     assert np.abs(fingerprint(skewed, ELEMENTS) - fingerprint(atoms, ELEMENTS)).max() < EXACT
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_skewed_lattice_is_shortened_and_stays_the_same_lattice(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cell = np.eye(3) + rng.uniform(-0.3, 0.3, (3, 3))
+    skewed = np.array([[1, 0, 0], [rng.integers(50, 90), 1, 0], [-70, rng.integers(50, 90), 1]]) @ cell
+    short = csp.fingerprint._shortened(skewed)
+    turns = short @ np.linalg.inv(cell)
+    assert np.abs(turns - np.rint(turns)).max() < 1e-6
+    assert abs(np.linalg.det(turns)) == pytest.approx(1)
+    assert np.linalg.norm(short, axis=1).max() < 3 * np.linalg.norm(cell, axis=1).max()
 
 
 @pytest.mark.parametrize("seed", SEEDS)

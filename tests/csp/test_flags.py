@@ -70,9 +70,30 @@ def test_the_floor_depends_on_volume() -> None:
     volumes = np.array([atoms.cell.volume / 2 for atoms in frames])
     energies = -5.4 + 30 * np.log(volumes / 20) ** 2
     floor = EnergyFloor.from_labels(frames, energies)
-    squeezed, relaxed = floor.below([bulk("Si", "diamond", a=4.4), bulk("Si", "diamond", a=5.43)], [-5.4, -5.4])
+    frames = [bulk("Si", "diamond", a=a) for a in (4.4, 5.43, 6.3)]
+    squeezed, relaxed, stretched = floor.below(frames, [-5.4] * 3)
     assert squeezed > 1.0  # the energy of the ground state is unphysical in a cell of half the volume
     assert abs(relaxed) < 0.1
+    assert stretched > 0.5
+
+
+def test_the_floor_knows_that_elements_differ_in_size() -> None:
+    sizes = {"Mg": 23.0, "O": 12.0}
+    frames, energies = [], []
+    for symbol, size in sizes.items():
+        for stretch in np.linspace(0.6, 1.7, 40):
+            frames.append(Atoms(symbol, cell=np.eye(3) * (size * stretch) ** (1 / 3), pbc=True))
+            energies.append(30 * np.log(stretch) ** 2)
+    floor = EnergyFloor.from_labels(frames, energies)
+    squeezed = Atoms("Mg", cell=np.eye(3) * (23.0 * 0.6) ** (1 / 3), pbc=True)  # an ordinary volume for O, not for Mg
+    assert floor.below([squeezed], [0.0])[0] > SETTINGS.too_low_ev
+
+
+def test_a_volume_that_no_label_has_is_no_reproach() -> None:
+    frames, energies = labels(np.random.default_rng(0))
+    floor = EnergyFloor.from_labels(frames, energies)
+    depth = floor.below([alloy(2, 1, 200.0), alloy(2, 1, 2.0)], [-2.5, -2.5])
+    assert (depth < SETTINGS.too_low_ev).all()
 
 
 @pytest.mark.parametrize("energies", [[], [np.nan], [1.0, 2.0]], ids=["none", "not finite", "too many"])
@@ -130,6 +151,13 @@ def test_the_committee_flag_adapts_to_the_generation() -> None:
 def test_a_reason_is_never_repeated() -> None:
     found = find_flags([bulk("Si")], [np.inf], [0.0], [("unsafe", "not_finite")], None, SETTINGS)
     assert found == [(Flag.NOT_FINITE,)]
+    ends = [("converged", "")] * 2
+    assert find_flags([bulk("Si")] * 2, [1.0] * 2, [np.inf, 0.1], ends, None, SETTINGS) == [(Flag.NOT_FINITE,), ()]
+
+
+def test_where_nothing_is_sound_nothing_is_usual() -> None:
+    found = find_flags([bulk("Si")], [1.0], [0.5], [("unsafe", "volume")], None, SETTINGS)
+    assert found == [(Flag.VOLUME,)]
 
 
 def test_columns_of_different_length_are_an_error() -> None:

@@ -127,6 +127,11 @@ def test_a_phase_counts_with_its_lowest_label() -> None:
     assert found.enthalpies == {"Mg": -1.5, "Si": -5.0, "Mg2Si": -3.0, "MgSi": -1.0}
 
 
+def test_a_worse_label_within_the_window_does_not_lift_a_phase() -> None:
+    found = near_hull(["mg", "a", "a", "b"], ["Mg", "Mg", "Mg", "Mg"], [-1.5, -1.45, -1.48, -1.4], window_ev=0.2)
+    assert found.e_above == {"mg": 0.0, "a": pytest.approx(0.02), "b": pytest.approx(0.1)}
+
+
 def test_near_hull_does_not_depend_on_order() -> None:
     rng = np.random.default_rng(2)
     formulas, enthalpies = random_entries(rng, ["Mg", "Si"], 40)

@@ -317,6 +317,7 @@ def test_the_end_takes_the_nearest_phases() -> None:
     settings = AdvanceConfig(final_window_ev=0.05, final_max=3)
     choices = choose_final([0.04, 0.2, 0.0, 0.03, 0.01], settings)
     assert choices == [Choice(2, Reason.FINAL), Choice(4, Reason.FINAL), Choice(3, Reason.FINAL)]
+    assert [c.index for c in choose_final([0.04, 0.2, 0.0], settings)] == [2, 0]
 
 
 @pytest.mark.parametrize(
