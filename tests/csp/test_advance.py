@@ -98,6 +98,11 @@ def test_each_condition_alone_keeps_the_search_going(name: str) -> None:
     assert decision.why.startswith("The search goes on")
 
 
+def test_conditions_hold_at_their_limits() -> None:
+    at_limit = changed(times_found=dict.fromkeys(HULL, 3), walk_forward_mev=20.0)
+    assert decide(run([FIRST, GOOD, GOOD, at_limit]), RULE).stop
+
+
 def test_a_search_that_was_never_tried_is_only_stuck() -> None:
     stuck = changed(attempts={}, times_found={})
     decision = decide(run([FIRST, *[stuck] * 10]), RULE)
