@@ -146,7 +146,9 @@ def _varied(symbols: tuple[str, ...], settings: GenerateConfig) -> Ints:
             f"{', balanced charges' if settings.charge_balanced else ''} and fractions within element_ranges "
             f"{settings.element_ranges}; widen one of atoms, formula_units, element_ranges, charge_balanced"
         )
-    return np.asarray(formulae, dtype=np.int64)
+    present = formulae > 0
+    order = np.lexsort((formulae.sum(axis=1), present @ (1 << np.arange(len(symbols))), present.sum(axis=1)))
+    return np.asarray(formulae[order], dtype=np.int64)  # subsystems together, so that each gets its exact share
 
 
 @lru_cache(maxsize=8)
