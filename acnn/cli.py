@@ -7,7 +7,7 @@ import logging
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from acnn.errors import AcnnError, ConfigError, DataError
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ase import Atoms
     from pydantic import BaseModel
 
+Kind = TypeVar("Kind", bound="BaseModel")
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the command line.
@@ -24,13 +26,14 @@ def build_parser() -> argparse.ArgumentParser:
     Returns
     -------
     argparse.ArgumentParser
-        With the commands train and evaluate.
+        With the commands train, evaluate and relax.
     """
     parser = argparse.ArgumentParser(prog="acnn", description="Train, evaluate and use an ACNN potential.")
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_train(commands)
     _add_evaluate(commands)
+    _add_relax(commands)
     return parser
 
 
@@ -55,6 +58,20 @@ def _add_evaluate(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the c
     command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument("--threads", type=int, help="CPU threads")
     command.set_defaults(run=_evaluate)
+
+
+def _add_relax(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the class private
+    command = commands.add_parser("relax", help="relax positions and cells at a pressure")
+    command.add_argument("data", type=Path, help="structures, extxyz")
+    command.add_argument("--model", type=Path, required=True, help="file of the potential")
+    command.add_argument("--pressure", type=float, default=0.0, help="GPa; default 0")
+    command.add_argument("--out", type=Path, required=True, help="relaxed structures with status, reason and enthalpy, extxyz")
+    command.add_argument("--config", type=Path, help="YAML or JSON with the section relax")
+    command.add_argument("--fmax", type=float, help="converged below this force, eV/Å")
+    command.add_argument("--workers", type=int, default=1, help="processes")
+    command.add_argument("--device", default="cpu", help="cpu or cuda")
+    command.add_argument("--work-dir", type=Path, help="folder that lets a killed run go on")
+    command.set_defaults(run=_relax)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -108,6 +125,33 @@ def _evaluate(args: argparse.Namespace) -> None:
         value = getattr(metrics, name)
         shown = "-" if value is None else f"{value:.5g}"
         sys.stdout.write(f"{shown:>12}  {field.description}\n")
+
+
+def _relax(args: argparse.Namespace) -> None:
+    """Relax a file and say how its structures ended."""
+    from tqdm import tqdm
+
+    from acnn import checkpoint
+    from acnn.config import RelaxConfig
+    from acnn.relax.stream import relax_file
+
+    content = _parsed(args.config) if args.config is not None else {}
+    given = {} if args.fmax is None else {"fmax": args.fmax}
+    settings = _section("relax", RelaxConfig, {**(content.get("relax") or {}), **given})
+    _set_threads(1)
+    with tqdm(disable=None, unit="crystal") as bar:
+        counts = relax_file(
+            args.data,
+            args.out,
+            checkpoint.load(args.model).to(args.device),
+            settings,
+            pressure_gpa=args.pressure,
+            workers=args.workers,
+            folder=args.work_dir,
+            progress=bar.update,
+        )
+    for outcome, count in sorted(counts.items()):
+        sys.stdout.write(f"{count:8d}  {outcome}\n")
 
 
 def _set_threads(threads: int | None) -> None:
@@ -194,7 +238,7 @@ def _parsed(path: Path) -> dict[str, Any]:
     return content
 
 
-def _section(name: str, kind: type[BaseModel], values: Any) -> BaseModel:  # noqa: ANN401 - whatever the file holds
+def _section(name: str, kind: type[Kind], values: Any) -> Kind:  # noqa: ANN401 - whatever the file holds
     """Check one section."""
     from pydantic import ValidationError
 

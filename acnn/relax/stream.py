@@ -1,0 +1,141 @@
+"""Relax a file of structures into another, holding only what is in flight."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import iread, write
+
+from acnn.errors import ConfigError, DataError
+from acnn.relax.relaxer import relax
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from ase import Atoms
+
+    from acnn.config import RelaxConfig
+    from acnn.relax.interface import PotentialLike
+    from acnn.relax.result import Relaxed
+
+
+def read_stream(path: Path) -> Iterator[Atoms]:
+    """Read structures one by one.
+
+    Parameters
+    ----------
+    path
+        Any format that ASE reads; extxyz is read as a stream.
+
+    Yields
+    ------
+    Atoms
+        A structure.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read; names it and the structure.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    kind = "extxyz" if path.suffix in (".xyz", ".extxyz") else None
+    index = -1
+    try:
+        for index, atoms in enumerate(iread(path, index=":", format=kind)):
+            atoms.calc = None
+            yield atoms
+    except (OSError, ValueError, KeyError, IndexError, StopIteration, UnicodeDecodeError, AssertionError) as error:
+        raise DataError(f"{path}: structure {index + 1} cannot be read: {error}") from error
+
+
+def annotated(result: Relaxed, pressure_gpa: float) -> Atoms:
+    """Put the outcome of a relaxation into the final structure.
+
+    Parameters
+    ----------
+    result
+        The outcome.
+    pressure_gpa
+        Target pressure, GPa.
+
+    Returns
+    -------
+    Atoms
+        A copy with the energy as its calculator's and the rest in `info`.
+    """
+    atoms = result.atoms.copy()
+    atoms.info |= {
+        "relax_status": result.status.value,
+        "relax_reason": result.reason,
+        "relax_steps": result.n_steps,
+        "fmax": result.fmax,
+        "stress_residual_gpa": result.stress_residual_gpa,
+        "enthalpy": result.enthalpy,
+        "energy_spread_per_atom": result.spread,
+        "pressure_gpa": pressure_gpa,
+    }
+    atoms.calc = SinglePointCalculator(atoms, energy=result.energy)
+    return atoms
+
+
+def relax_file(
+    source: Path,
+    out: Path,
+    potential: PotentialLike,
+    settings: RelaxConfig,
+    *,
+    pressure_gpa: float,
+    workers: int = 1,
+    folder: Path | None = None,
+    progress: Callable[[], object] | None = None,
+) -> Counter[str]:
+    """Relax all structures of a file, in constant memory.
+
+    Parameters
+    ----------
+    source
+        Structures, extxyz by preference.
+    out
+        Relaxed structures in the same order, extxyz; there only when all are done.
+    potential
+        Gives energies, forces and stresses.
+    settings
+        Convergence, steps and guards.
+    pressure_gpa
+        Target pressure, GPa.
+    workers
+        Processes to share the work among.
+    folder
+        Where finished structures are kept, so that a killed run continues.
+    progress
+        Called after each structure.
+
+    Returns
+    -------
+    Counter[str]
+        Structures by status, and by reason where there is one.
+
+    Raises
+    ------
+    ConfigError
+        If the output cannot be written.
+    """
+    if not out.resolve().parent.is_dir():
+        raise ConfigError(f"{out}: its folder does not exist")
+    counts: Counter[str] = Counter()
+    partial = out.with_name(out.name + ".partial")
+    with partial.open("w") as file:
+        frames = read_stream(source)
+        for result in relax(
+            frames, potential, settings, pressure_gpa=pressure_gpa, workers=workers, folder=folder
+        ):
+            write(file, annotated(result, pressure_gpa), format="extxyz")
+            counts[result.status.value + (f": {result.reason}" if result.reason else "")] += 1
+            if progress is not None:
+                progress()
+    partial.replace(out)
+    return counts

@@ -1,0 +1,70 @@
+"""`acnn relax`: file in, file out, with the outcome of every structure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from analytic import Morse, random_crystals
+from ase.io import read, write
+
+from acnn import checkpoint
+from acnn.cli import main
+from acnn.config import ModelConfig, RelaxConfig
+from acnn.nn.potential import Potential
+from acnn.relax.stream import relax_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_file_becomes_a_file_of_relaxed_structures(tmp_path: Path):
+    frames = random_crystals(14, 5, (2, 4))
+    write(tmp_path / "in.extxyz", frames)
+    counts = relax_file(tmp_path / "in.extxyz", tmp_path / "out.extxyz", Morse(), RelaxConfig(), pressure_gpa=20.0)
+    assert counts == {"converged": 5}
+    out = read(tmp_path / "out.extxyz", index=":")
+    for start, end in zip(frames, out, strict=True):
+        assert start.get_chemical_symbols() == end.get_chemical_symbols()
+        assert end.info["relax_status"] == "converged"
+        assert end.info["stress_residual_gpa"] < 0.1
+        pv = end.info["pressure_gpa"] / 160.21766208 * end.get_volume()
+        assert end.info["enthalpy"] == pytest.approx(end.get_potential_energy() + pv, abs=1e-5)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_command_relaxes_with_a_saved_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write(tmp_path / "in.extxyz", random_crystals(15, 3, (2, 3)))
+    model = ModelConfig(n_radial=4, channels=2, mixed_channels=2, hidden=(4,), members=1, dtype="float64")
+    checkpoint.save(Potential(model, ["Al", "Cu"], seed=1), tmp_path / "model.acnn")
+    names = [str(tmp_path / name) for name in ("in.extxyz", "model.acnn", "out.extxyz")]
+    command = ["relax", names[0], "--model", names[1], "--pressure", "50", "--out", names[2], "--fmax", "0.5"]
+    assert main(command) == 0
+    assert len(read(names[2], index=":")) == 3
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--fmax", "-1"], "relax.fmax"),
+        (["--out", "nowhere/out.extxyz"], "folder"),
+        (["--workers", "0"], "workers"),
+    ],
+    ids=["fmax", "out", "workers"],
+)
+def test_wrong_settings_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], change: list[str], message: str):
+    write(tmp_path / "in.extxyz", random_crystals(15, 1, (2, 2)))
+    model = ModelConfig(n_radial=4, channels=2, mixed_channels=2, hidden=(4,), members=1, dtype="float64")
+    checkpoint.save(Potential(model, ["Al", "Cu"], seed=1), tmp_path / "model.acnn")
+    command = ["relax", str(tmp_path / "in.extxyz"), "--model", str(tmp_path / "model.acnn")]
+    assert main([*command, "--out", str(tmp_path / "out.extxyz"), *change]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model = ModelConfig(n_radial=4, channels=2, mixed_channels=2, hidden=(4,), members=1, dtype="float64")
+    checkpoint.save(Potential(model, ["Al", "Cu"], seed=1), tmp_path / "model.acnn")
+    command = ["relax", str(tmp_path / "no.extxyz"), "--model", str(tmp_path / "model.acnn")]
+    assert main([*command, "--out", str(tmp_path / "out.extxyz")]) == 1
+    assert "no.extxyz" in capsys.readouterr().err
