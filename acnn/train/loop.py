@@ -158,7 +158,7 @@ class _Run:
         self.generator = torch.Generator().manual_seed(seed)
         if not (warm and potential.attention is not None):
             order = self.kept[torch.randperm(len(self.kept), generator=self.generator)]
-            set_whitening(potential, self.data, order, settings.batch_atoms)
+            set_whitening(potential, self.data, order, settings.batch_atoms, keep_function=warm)
         names = sorted({label.family for label in self.labels})
         owners = rng.random((len(names), potential.n_members)) < OWNED
         rows = [names.index(label.family) for label in self.labels] if len(names) < 2000 else _rows(names, self.labels)

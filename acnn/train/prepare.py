@@ -51,19 +51,23 @@ def set_onsets(potential: Potential, dataset: Dataset) -> None:
     potential.repulsion.onset.copy_(torch.where(seen < 1.6 * guess, seen, guess))
 
 
-def set_whitening(potential: Potential, dataset: Dataset, numbers: torch.Tensor, max_atoms: int) -> None:
-    """Take the whitening from the descriptors of some labels, and keep the function that the potential is.
+def set_whitening(
+    potential: Potential, dataset: Dataset, numbers: torch.Tensor, max_atoms: int, *, keep_function: bool
+) -> None:
+    """Take the whitening from the descriptors of some labels.
 
     Parameters
     ----------
     potential
-        Its whitening is replaced, and the layers behind it are turned so that no energy changes.
+        Its whitening is replaced.
     dataset
         The labels.
     numbers
         Those to use, in random order.
     max_atoms
         Atoms evaluated together.
+    keep_function
+        Turn the layers behind the whitening so that no energy changes; without it the weights keep their size.
     """
     kept = numbers[: max(1, int((dataset.counts[numbers].cumsum(0) <= WHITENING_ATOMS).sum()))]
     features, species = _features(potential, dataset, kept, max_atoms)
@@ -73,7 +77,8 @@ def set_whitening(potential: Potential, dataset: Dataset, numbers: torch.Tensor,
         own = features[species == element]
         if len(own):
             new_mean[element], new_matrix[element] = whitening_of(own, features)
-    _turn_layers(potential, (old_mean, old_matrix), (new_mean, new_matrix))
+    if keep_function:
+        _turn_layers(potential, (old_mean, old_matrix), (new_mean, new_matrix))
     potential.whitening.mean.copy_(new_mean)
     potential.whitening.matrix.copy_(new_matrix)
 

@@ -1,0 +1,67 @@
+"""The potential through ASE and TorchSim gives what the potential gives."""
+
+import importlib
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from acnn import checkpoint
+from acnn.batch import Batch
+from acnn.calculator import ACNNCalculator
+from acnn.config import ModelConfig
+from acnn.errors import ConfigError
+from acnn.evaluate import evaluate, predict
+from acnn.nn.potential import Potential
+
+
+@pytest.fixture(scope="module")
+def potential() -> Potential:
+    return Potential(ModelConfig(n_radial=5, channels=3, mixed_channels=3, hidden=(6,), members=3), ["Cu", "Au"])
+
+
+def test_ase(potential, alloys, tmp_path):
+    atoms = next(a for a in alloys if len(a) > 2).copy()
+    path = tmp_path / "a.acnn"
+    checkpoint.save(potential, path)
+    atoms.calc = ACNNCalculator(path, force_spread=True)
+    output = potential.compute(Batch.from_atoms([atoms], torch.float64), spread=True)
+    assert atoms.get_potential_energy() == float(output.energy[0])
+    np.testing.assert_array_equal(atoms.get_forces(), output.forces.numpy())
+    np.testing.assert_allclose(atoms.get_stress(voigt=False), output.stress[0].numpy(), atol=1e-12)
+    assert abs(atoms.get_potential_energies().sum() - atoms.get_potential_energy()) < 1e-9
+    assert atoms.calc.results["energy_spread"] > 0
+    assert atoms.calc.results["force_spread"].shape == (len(atoms),)
+
+
+def test_torchsim(potential, alloys):
+    torch_sim = pytest.importorskip("torch_sim")
+    model = importlib.import_module("acnn.torchsim").ACNNModel(potential)
+    state = torch_sim.io.atoms_to_state([a.copy() for a in alloys[:3]], torch.device("cpu"), torch.float64)
+    results = model.forward(state)
+    expected = predict(potential, alloys[:3])
+    np.testing.assert_allclose(results["energy"].numpy(), expected.energies)
+    np.testing.assert_allclose(results["stress"].numpy(), expected.stresses)
+
+
+def test_predictions_keep_the_order(potential, alloys):
+    found = predict(potential, alloys, spread=True)
+    single = predict(potential, [alloys[7]], spread=True)
+    assert abs(found.energies[7] - single.energies[0]) < 1e-4
+    np.testing.assert_allclose(found.force_spreads[7], single.force_spreads[0], rtol=1e-2, atol=1e-4)
+    assert predict(potential, []).energies.shape == (0,)
+
+
+def test_evaluation_of_one_member_has_no_calibration(alloys):
+    single = Potential(ModelConfig(members=1, n_radial=4, channels=2), ["Cu", "Au"])
+    metrics = evaluate(single, alloys)
+    assert metrics.spread_rank_correlation is None
+    assert metrics.spread_mean_mev_per_atom == 0
+
+
+def test_torchsim_is_optional(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_sim.models.interface", None)
+    monkeypatch.delitem(sys.modules, "acnn.torchsim", raising=False)
+    with pytest.raises(ConfigError, match="needs TorchSim: pip install"):
+        importlib.import_module("acnn.torchsim")

@@ -1,0 +1,98 @@
+"""The command line: train, evaluate, and mistakes that are explained."""
+
+import json
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+
+from acnn import checkpoint
+from acnn.cli import main
+
+CONFIG = """
+model: {n_radial: 5, channels: 3, mixed_channels: 3, hidden: [6], members: 2}
+train: {max_steps: 20, evaluate_every: 10}
+"""
+
+
+@pytest.fixture
+def data(tmp_path, alloys):
+    path = tmp_path / "train.extxyz"
+    write(path, alloys)
+    return path
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def test_train_then_evaluate(data, config, tmp_path, capsys):
+    model = tmp_path / "a.acnn"
+    arguments = ["train", str(data), "--out", str(model), "--config", str(config), "--seed", "3", "--threads", "1"]
+    assert main(arguments) == 0
+    assert "labels learned" in capsys.readouterr().out
+    assert (tmp_path / "a.csv").read_text().startswith("step,seconds,loss,energy_mae_ev_per_atom")
+    assert checkpoint.load(model).elements == ("Cu", "Au")
+    assert main(["evaluate", str(model), str(data), "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics["n_structures"] == 40
+    assert metrics["stress_mae_gpa"] > 0
+    assert main(["evaluate", str(model), str(data)]) == 0
+    assert "meV/atom" in capsys.readouterr().out
+
+
+def test_previous_and_max_time(data, config, tmp_path):
+    first, second = tmp_path / "a.acnn", tmp_path / "b.acnn"
+    base = ["train", str(data), "--config", str(config)]
+    assert main([*base, "--out", str(first)]) == 0
+    assert main([*base, "--out", str(second), "--previous", str(first), "--max-time", "5"]) == 0
+    assert len(checkpoint.load(second).metadata["trainings"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {chanels: 3}", "model.chanels: unknown option; did you mean channels?"),
+        ("trian: {}", "trian: unknown section; did you mean train?"),
+        ("train: {max_steps: -1}", "train.max_steps: Input should be greater than or equal to 1, got -1"),
+        ("model: {attention_width: 5}", "attention_width: must be a multiple"),
+        ("- 1", "expected the sections model and train, got list"),
+        ("{", "cannot be read"),
+    ],
+    ids=["option", "section", "value", "together", "list", "syntax"],
+)
+def test_a_wrong_config_is_explained(data, config, tmp_path, capsys, text, message):
+    config.write_text(text)
+    assert main(["train", str(data), "--out", str(tmp_path / "a.acnn"), "--config", str(config)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_wrong_data_and_models_are_named(data, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "a.acnn")]
+    assert main(["train", str(tmp_path / "none.extxyz"), *out]) == 1
+    assert "none.extxyz: no such file" in capsys.readouterr().err
+    (tmp_path / "broken.extxyz").write_text("not a structure")
+    assert main(["train", str(tmp_path / "broken.extxyz"), *out]) == 1
+    assert "broken.extxyz: cannot be read" in capsys.readouterr().err
+    write(tmp_path / "bare.extxyz", Atoms("Cu", cell=3 * np.eye(3), pbc=True))
+    assert main(["train", str(tmp_path / "bare.extxyz"), *out]) == 1
+    assert "bare.extxyz: frame 0: expected a calculator with an energy" in capsys.readouterr().err
+    assert main(["evaluate", str(data), str(data)]) == 1
+    assert "not a potential" in capsys.readouterr().err
+    assert main(["train", str(data), "--out", str(tmp_path / "no" / "a.acnn")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_unknown_elements_are_named(data, config, tmp_path, capsys):
+    model = tmp_path / "a.acnn"
+    assert main(["train", str(data), "--out", str(model), "--config", str(config)]) == 0
+    silver = Atoms("Ag", cell=3 * np.eye(3), pbc=True)
+    silver.calc = SinglePointCalculator(silver, energy=1.0)
+    write(tmp_path / "silver.extxyz", silver)
+    assert main(["evaluate", str(model), str(tmp_path / "silver.extxyz")]) == 1
+    assert "the potential knows Cu, Au" in capsys.readouterr().err
