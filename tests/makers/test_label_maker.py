@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from ase.build import bulk
-from jobflow import JobStore, run_locally
-from maggma.stores import MemoryStore
+from jobflow import Flow, JobStore, run_locally
+from jobflow.managers.fireworks import flow_to_workflow
 from monty.json import MontyDecoder, MontyEncoder
 
 from makers.blobs import StructureBatch
@@ -35,13 +35,6 @@ PATIENCE = 60.0  # s for a subprocess on a busy machine
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture
-def job_store() -> JobStore:
-    store = JobStore(MemoryStore(), additional_stores={"data": MemoryStore()})
-    store.connect()
-    return store
-
-
 def frames(n: int, symbol: str = "Cu") -> list[Atoms]:
     result = []
     for seed in range(n):
@@ -60,8 +53,7 @@ def run(maker: LabelMaker, batch: StructureBatch | Handle, store: JobStore, kind
     return [job.uuid, *(uuid for uuid in responses if uuid != job.uuid)]
 
 
-def test_batch_is_labelled_in_chunks(job_store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_batch_is_labelled_in_chunks(job_store: JobStore) -> None:
     config = AseLabelConfig(calculator="emt", workers=2, chunk_size=3)
     maker = LabelMaker("search", config, resources={"label": {"_category": "dft"}})
     uuid, *others = run(maker, StructureBatch.from_atoms(frames(5)), job_store)
@@ -81,10 +73,7 @@ def test_batch_is_labelled_in_chunks(job_store: JobStore, tmp_path: Path, monkey
     assert (again.asked, again.reused, again.statuses) == (6, 5, {"ok": 6})
 
 
-def test_batch_of_an_earlier_generation_is_fetched(
-    job_store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_batch_of_an_earlier_generation_is_fetched(job_store: JobStore) -> None:
     batch = json.loads(json.dumps(StructureBatch.from_atoms(frames(1)), cls=MontyEncoder))
     job_store.update({"uuid": "earlier", "index": 1, "output": {"chosen": batch}}, save={"data": "chosen"})
     uuid, *_ = run(LabelMaker("p", AseLabelConfig(calculator="emt")), Handle("earlier", "chosen"), job_store)
@@ -113,9 +102,8 @@ def test_empty_batch_is_no_failure(job_store: JobStore) -> None:
 
 
 def test_too_many_failures_fail_the_stage_after_storing_all(
-    job_store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job_store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(HERE))
     config = AseLabelConfig(calculator="label_calculators:faulty", max_failed_fraction=0.4)
     chosen = [*frames(1), bulk("Au", cubic=True)[:3]]  # three gold atoms raise
@@ -126,8 +114,7 @@ def test_too_many_failures_fail_the_stage_after_storing_all(
     assert {str(label.status) for label in read_labels(job_store, "p", status=None)} == {"ok", "crashed"}
 
 
-def test_a_lost_chunk_counts_as_crashed(job_store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_lost_chunk_counts_as_crashed(job_store: JobStore) -> None:
     config = AseLabelConfig(calculator="no_such_package.module:make", max_failed_fraction=1.0)
     job = LabelMaker("p", config).make(StructureBatch.from_atoms(frames(2)), 0)
     run_locally(job, store=job_store, log=False)  # the chunk's job fails, the collector runs nevertheless
@@ -137,11 +124,11 @@ def test_a_lost_chunk_counts_as_crashed(job_store: JobStore, tmp_path: Path, mon
 def test_maker_survives_the_database() -> None:
     maker = LabelMaker("p", AseLabelConfig(calculator="gpaw", settings={"mode": {"name": "pw", "ecut": 200}}), 5.0)
     job = maker.make(StructureBatch.from_atoms(frames(1)), 1, LabelKind.RELAXATION)
-    again = MontyDecoder().process_decoded(json.loads(json.dumps(job, cls=MontyEncoder)))
-    restored = again.function.__self__
+    spec = flow_to_workflow(Flow([job])).fws[0].to_dict()["spec"]  # what FireWorks writes
+    restored = MontyDecoder().process_decoded(spec["_tasks"][0]["job"]).function.__self__
     assert restored == maker
     assert settings_fingerprint(restored.settings) == settings_fingerprint(maker.settings)
-    assert len(json.dumps(job, cls=MontyEncoder)) < 10_000
+    assert len(json.dumps(spec)) < 10_000  # bytes
 
 
 SCRIPT = """

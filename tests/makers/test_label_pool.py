@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,8 +14,6 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.units import GPa
-from jobflow import JobStore
-from maggma.stores import MemoryStore
 
 from makers.config import AseLabelConfig
 from makers.documents import LabelKind, LabelStatus
@@ -24,14 +23,10 @@ from makers.labelling.outcome import Outcome, validate
 from makers.labelling.records import LabelContext, read_labels, to_training_frames
 from makers.labelling.run import check_failures, judge, label_structures
 
+if TYPE_CHECKING:
+    from jobflow import JobStore
+
 SAME = 1e-12  # the same code on the same numbers
-
-
-@pytest.fixture
-def job_store() -> JobStore:
-    store = JobStore(MemoryStore(), additional_stores={"data": MemoryStore()})
-    store.connect()
-    return store
 
 
 @pytest.fixture

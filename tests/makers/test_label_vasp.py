@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,16 +15,22 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.units import GPa
-from jobflow import JobStore, run_locally
-from maggma.stores import MemoryStore
+from fireworks import FWorker
+from fireworks.core.rocket_launcher import rapidfire
+from jobflow import Flow, JobStore, run_locally
+from jobflow.managers.fireworks import flow_to_workflow
+from monty.json import MontyDecoder, MontyEncoder
 
 from makers.blobs import StructureBatch
-from makers.config import Atomate2LabelConfig
+from makers.config import VASP_LABEL_INCAR, Atomate2LabelConfig
 from makers.documents import LabelDoc, LabelKind, LabelSummary
 from makers.errors import ConfigError
 from makers.label import LabelMaker
 from makers.labelling import read_labels
 from makers.labelling.calculators import check_labeller
+
+if TYPE_CHECKING:
+    from fireworks import LaunchPad
 
 STAND_IN = f"{sys.executable} {Path(__file__).parents[1] / 'fake_vasp' / 'fake_vasp.py'}"
 SHIFT = -4.0  # eV/atom, of the stand-in
@@ -33,13 +42,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Set OLD_ERROR_HANDLING to false:DeprecationWarning"),  # spglib, by pymatgen
     pytest.mark.filterwarnings("ignore:Response.stored_data is not supported"),
 ]
-
-
-@pytest.fixture
-def job_store() -> JobStore:
-    store = JobStore(MemoryStore(), additional_stores={"data": MemoryStore()})
-    store.connect()
-    return store
 
 
 @pytest.fixture
@@ -114,6 +116,24 @@ def test_failures_do_not_block_the_stage(
     assert labels[3].message == "ENCUT ended as 300.0, asked for 650: not comparable"
 
 
+# mongomock rewrites documents in place, so FireWorks' ping thread may find none; a real MongoDB does not
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_under_fireworks_a_fizzled_calculation_does_not_block_the_stage(
+    job_store: JobStore, config: Atomate2LabelConfig, launchpad: LaunchPad, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_VASP_FAULTS", "crash:1")
+    job = LabelMaker("p", config).make(StructureBatch.from_atoms([aluminium(1), aluminium(2)]), 0)
+    job.name = "label 000"
+    launchpad.add_wf(flow_to_workflow(Flow([job])))
+    rapidfire(launchpad, FWorker(), nlaunches=0, sleep_time=0, strm_lvl="CRITICAL")
+    states = {fw["name"]: fw["state"] for fw in launchpad.fireworks.find({})}
+    assert states.pop("label 000.1") == "FIZZLED"
+    assert set(states.values()) == {"COMPLETED"}
+    assert LabelSummary.model_validate(job_store.get_output(job.uuid)).statuses == {"crashed": 1, "ok": 1}
+    largest = max(len(json.dumps(fw, default=str)) for fw in launchpad.fireworks.find({}))
+    assert largest < 100_000  # bytes; MongoDB takes 16 million
+
+
 @pytest.mark.parametrize("pressure_gpa", [0.0, 10.0])
 def test_relaxations_end_at_the_pressure_without_pv_in_the_energy(
     job_store: JobStore,
@@ -138,8 +158,6 @@ def test_inputs_are_the_preset(job_store: JobStore, config: Atomate2LabelConfig,
     run(LabelMaker("p", config), [aluminium(1)], job_store, tmp_path, LabelKind.SINGLE_POINT)
     (label,) = read_labels(job_store, "p")
     folder = Path(label.provenance.directory)
-    import gzip  # noqa: PLC0415 - atomate2 zips by its own settings
-
     path = folder / "INCAR"
     text = path.read_text() if path.exists() else gzip.decompress(path.with_suffix(".gz").read_bytes()).decode()
     incar = {line.split("=")[0].strip(): line.split("=")[1].strip() for line in text.splitlines() if "=" in line}
@@ -163,6 +181,20 @@ def test_handlers_leave_the_physics_alone() -> None:
     assert maker.stop_children_kwargs == {"handle_unsuccessful": False}
     incar = maker.input_set_generator.user_incar_settings
     assert (incar["PSTRESS"], incar["ISIF"], incar["IBRION"]) == (1500.0, 3, 2)
+
+
+def test_jobs_survive_the_database() -> None:
+    from makers.labelling.vasp import CURABLE, build_maker, to_structure  # noqa: PLC0415 - imports atomate2
+
+    structure, _ = to_structure(aluminium(4))
+    job = build_maker(Atomate2LabelConfig(door="atomate2")).make(structure)
+    text = json.dumps(job, cls=MontyEncoder)
+    maker = MontyDecoder().process_decoded(json.loads(text)).function.__self__
+    handlers = {type(handler).__name__: handler for handler in maker.run_vasp_kwargs["handlers"]}
+    assert handlers["VaspErrorHandler"].errors_subset_to_catch == CURABLE
+    assert handlers["ResignedUnconvergedHandler"].max_num_corrections == 2
+    assert maker.input_set_generator.user_incar_settings["ENCUT"] == VASP_LABEL_INCAR["ENCUT"]
+    assert len(text) < 50_000  # bytes of one firework
 
 
 def test_wrong_makers_and_missing_executables_are_named() -> None:
