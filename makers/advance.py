@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from jobflow import Flow, Maker, Response
+from jobflow import Flow, Response
 
 from csp.advance import Decision, Outcome, SearchState, decide, to_near_hull, update_state
 from csp.hull import NearHull, near_hull
@@ -18,7 +18,7 @@ from makers.documents import GenerateCounts, LabelDoc, LabelKind, LabelSummary, 
 from makers.labelling import read_labels, to_training_frames
 from makers.outcomes import GenerationDoc, HullMember
 from makers.phases import enthalpy_per_atom, gather, label_atoms, speaking_labels
-from makers.stage import Stage, current_store, stage_job
+from makers.stage import Stage, StageMaker, current_store, stage_job
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,7 +61,7 @@ class Summaries:
 
 
 @dataclass
-class AdvanceMaker(Maker):
+class AdvanceMaker(StageMaker):
     """Update the hull and the state of the search; return the next generation, or the end with its reason.
 
     Parameters

@@ -8,12 +8,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobflow import Maker
-
 from csp.generate import generate
 from makers.blobs import StructureBatch
 from makers.documents import GenerateCounts, GenerateDoc
-from makers.stage import Handle, Stage, current_store, seed_sequence, stage_job
+from makers.stage import Handle, Stage, StageMaker, current_store, seed_sequence, stage_job
 
 if TYPE_CHECKING:
     from csp.advance import SearchState
@@ -25,7 +23,7 @@ N_PARENTS = 50  # best candidates that mutations start from
 
 
 @dataclass
-class GenerateMaker(Maker):
+class GenerateMaker(StageMaker):
     """Make trial crystals of a chemical system.
 
     Parameters

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jobflow import Maker
 from tqdm import tqdm
 
 from acnn import checkpoint
 from acnn.relax import Relaxed, RelaxStatus, relax
 from makers.blobs import StructureBatch
 from makers.documents import RelaxCounts, RelaxDoc
-from makers.stage import Handle, Stage, current_store, stage_job
+from makers.stage import Handle, Stage, StageMaker, current_store, stage_job
 
 if TYPE_CHECKING:
     from acnn.config import RelaxConfig
@@ -26,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class RelaxMaker(Maker):
+class RelaxMaker(StageMaker):
     """Relax a batch at the pressure of the search.
 
     Parameters

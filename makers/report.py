@@ -6,11 +6,9 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobflow import Maker
-
 from makers.outcomes import PhaseSummary, ReportDoc
 from makers.phases import PHASES, PhaseBuilder
-from makers.stage import Stage, current_store, stage_job
+from makers.stage import Stage, StageMaker, current_store, stage_job
 from makers.stores import sibling_store
 
 if TYPE_CHECKING:
@@ -21,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class ReportMaker(Maker):
+class ReportMaker(StageMaker):
     """Build the final hull from the phases that first principles relaxed.
 
     Parameters
@@ -71,7 +69,7 @@ class ReportMaker(Maker):
             project=self.project,
             chemsys=self.chemsys,
             pressure_gpa=state.knowledge.pressure_gpa,
-            generations=state.generation + 1,
+            generations=state.generation,  # the state is that of the generation which would come next
             n_labels=state.n_labels,
             n_trials=sum(state.attempts.values()),
             stop_reason=stop_reason,

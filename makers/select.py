@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jobflow import Maker
 
 from csp.dedup import labelled_already
 from csp.fingerprint import fingerprints
@@ -20,7 +19,7 @@ from csp.select import Candidates, choose, choose_initial
 from makers.blobs import StructureBatch
 from makers.documents import RelaxDoc, SelectDoc, SelectSummary
 from makers.labelling import read_labels, to_training_frames
-from makers.stage import Handle, Stage, current_store, seed_sequence, stage_job
+from makers.stage import Handle, Stage, StageMaker, current_store, seed_sequence, stage_job
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -32,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class SelectMaker(Maker):
+class SelectMaker(StageMaker):
     """Deduplicate, rank, flag and choose.
 
     Parameters

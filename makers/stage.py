@@ -8,8 +8,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jobflow import CURRENT_JOB, Job, JobConfig, JobStore, OnMissing, job
-from monty.json import MontyDecoder, MSONable
+from jobflow import CURRENT_JOB, Job, JobConfig, JobStore, Maker, OnMissing, job
+from monty.json import MontyDecoder, MSONable, jsanitize
 
 from makers.blobs import ModelBlob, StructureBatch
 
@@ -31,6 +31,19 @@ class Stage(StrEnum):
     TRAIN = "train"
     ADVANCE = "advance"
     REPORT = "report"
+
+
+class StageMaker(Maker):
+    """Base of the makers of stages: settings survive FireWorks.
+
+    A job names its function with the maker that it is bound to, and jobflow leaves pydantic objects in there as they
+    are; FireWorks then writes them as text, and the worker gets a string where settings should be.
+    """
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data, settings included."""
+        plain: dict[str, Any] = jsanitize(super().as_dict(), strict=True, enum_values=True)
+        return plain
 
 
 def stage_job(

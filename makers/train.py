@@ -7,15 +7,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobflow import Maker
-
 from acnn import checkpoint
 from acnn.evaluate import evaluate
 from acnn.train import train
 from makers.blobs import ModelBlob
 from makers.documents import LabelDoc, LabelSummary, TrainDoc, TrainSummary
 from makers.labelling import read_labels, to_training_frames
-from makers.stage import Handle, Stage, current_store, seed_sequence, stage_job
+from makers.stage import Handle, Stage, StageMaker, current_store, seed_sequence, stage_job
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -27,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class TrainMaker(Maker):
+class TrainMaker(StageMaker):
     """Train the committee on all labels, starting from the model of the generation before.
 
     Parameters
