@@ -181,7 +181,6 @@ def write_outcar(frames: list[Frame], incar: dict[str, str]) -> None:
     n_atoms = len(frames[0][0])
     lines = [
         f" vasp.{VERSION} stand-in",
-        f" executed on             none date {time.strftime('%Y.%m.%d  %H:%M:%S')}",
         " running    1 mpi-ranks, with    1 threads/rank, on    1 nodes",
         f"   k-points  NKPTS = 1   k-points in BZ  NKDIM = 1   number of bands    NBANDS= {BANDS:6d}",
         "   total plane-waves  NPLWV =  10000",
@@ -205,7 +204,6 @@ def write_outcar(frames: list[Frame], incar: dict[str, str]) -> None:
             f"  energy  without entropy= {energy:17.8f}  energy(sigma->0) = {energy:17.8f}",
         ]
     lines += [
-        " General timing and accounting informations for this job:",
         "                  Total CPU time used (sec):        1.000",
         "                            User time (sec):        1.000",
         "                          System time (sec):        0.010",

@@ -38,7 +38,7 @@ WRITTEN = 1e-5  # what the digits of vasprun.xml resolve, eV, eV/Å, eV/Å^3
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.filterwarnings("ignore:No POTCAR file with matching TITEL:UserWarning"),
+    pytest.mark.filterwarnings("ignore:No POTCAR file with matching:UserWarning"),
     pytest.mark.filterwarnings("ignore:Set OLD_ERROR_HANDLING to false:DeprecationWarning"),  # spglib, by pymatgen
     pytest.mark.filterwarnings("ignore:Response.stored_data is not supported"),
 ]
