@@ -48,18 +48,6 @@ class _LabelSettings(BaseModel):
         description="The stage fails, after having stored everything, if more labels than this fail.",
     )
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return what jobflow stores when the settings are part of a Maker.
-
-        Without this FireWorks would write ``str(settings)`` into the database, and the job would read a string.
-
-        Returns
-        -------
-        dict
-            Fields, and where the class is.
-        """
-        return {"@module": type(self).__module__, "@class": type(self).__name__, **self.model_dump(mode="json")}
-
 
 class AseLabelConfig(_LabelSettings):
     """Labels by any ASE calculator, in worker processes of one job."""

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jobflow import CURRENT_JOB, Flow, Job, Maker, Response
+from jobflow import CURRENT_JOB, Flow, Job, Response
 
 from makers.blobs import StructureBatch
 from makers.config import AseLabelConfig
@@ -23,7 +23,7 @@ from makers.labelling.records import (
 )
 from makers.labelling.run import check_failures, judge, label_structures, split_known, summarise
 from makers.resources import Resources, with_resources
-from makers.stage import Handle, Stage, current_store, stage_job
+from makers.stage import Handle, Stage, StageMaker, current_store, stage_job
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -41,7 +41,7 @@ BOOKKEEPING = Stage.ADVANCE
 
 
 @dataclass
-class LabelMaker(Maker):
+class LabelMaker(StageMaker):
     """Label a batch: a driver that spawns the jobs that calculate, and one that counts what became of them.
 
     The jobs are named after the driver: ``label 003`` spawns ``label 003.1``, ``label 003.2``, ... and
