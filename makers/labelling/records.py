@@ -165,9 +165,10 @@ def find_statuses(store: Store, project: str, label_ids: Iterable[str]) -> dict[
     dict
         Status by label; labels that do not exist are absent.
     """
-    criteria = {"project": project, "label_id": {"$in": sorted(set(label_ids))}}
-    found = store.query(criteria, properties=["label_id", "status"])
-    return {doc["label_id"]: LabelStatus(doc["status"]) for doc in found}
+    wanted = set(label_ids)
+    # not by $in: the embedded store compares each record with each identity, a second for 100 in 1000
+    found = store.query({"project": project}, properties=["label_id", "status"])
+    return {doc["label_id"]: LabelStatus(doc["status"]) for doc in found if doc["label_id"] in wanted}
 
 
 def read_labels(
