@@ -120,6 +120,13 @@ class _Geometry:
     def search(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Enumerate the neighbours of the atoms from start to stop.
 
+        Parameters
+        ----------
+        start
+            First atom.
+        stop
+            Last atom plus one.
+
         Returns
         -------
         tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -154,13 +161,7 @@ class _Geometry:
     def _interval(
         self, delta: torch.Tensor, radius: torch.Tensor, step: torch.Tensor, offset: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Enumerate the whole n with abs((delta + n) * step + offset) <= radius.
-
-        Returns
-        -------
-        tuple[torch.Tensor, torch.Tensor]
-            The parent of each solution, shape (n,), and delta + n, shape (n,).
-        """
+        """Enumerate the whole n with abs((delta + n) * step + offset) <= radius: parents and delta + n, shape (n,)."""
         half = radius / step + self.slack
         middle = delta if offset is None else delta + offset / step
         low = torch.ceil(-half - middle)

@@ -55,8 +55,8 @@ def whitening_of(features: torch.Tensor, fallback: torch.Tensor) -> tuple[torch.
     trust = len(features) / (len(features) + n_features)
     covariance = trust * covariance + (1.0 - trust) * _covariance(fallback)
     values, axes = torch.linalg.eigh(covariance)
-    size = 1e-3 * fallback.square().sum(1).mean()  # steadies a set of equal environments
-    floor = WHITENING_FLOOR * torch.maximum(values[-1], size).clamp(min=1e-12)
+    unseen = n_features / (n_features + len(fallback))  # few environments: most directions were never seen to vary
+    floor = WHITENING_FLOOR * values[-1] + 1e-3 * unseen**4 * fallback.square().sum(1).mean() + 1e-12
     return features.mean(0), axes * (values.clamp(min=0.0) + floor).rsqrt()
 
 
@@ -126,7 +126,7 @@ class Fitting(nn.Module):
         torch.Tensor
             Shape (n_atoms, members), in units of the potential's energy scale.
         """
-        first, offset = self._folded(whitening)
+        first, offset = self.folded(whitening)
         if self.n_elements == 1:
             hidden = torch.addmm(offset[0], features, first[0])
         else:
@@ -136,13 +136,40 @@ class Fitting(nn.Module):
                 if len(chosen):
                     part = torch.addmm(offset[element], features.index_select(0, chosen), first[element])
                     hidden = hidden.index_add(0, chosen, part)
+        return self.finish(hidden)
+
+    def finish(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Add the linear term and what the later layers make of the first.
+
+        Parameters
+        ----------
+        hidden
+            Linear terms, then the first layer's sums, of all members; shape (n_atoms, members * (1 + width)).
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (n_atoms, members).
+        """
         if self.first is None:
             return hidden
         linear, rest = torch.split(hidden, [self.members, hidden.shape[1] - self.members], dim=1)
         return linear + self._network(rest)
 
-    def _folded(self, whitening: Whitening) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put whitening, linear term and first layer into one matrix and one offset per element."""
+    def folded(self, whitening: Whitening) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put whitening, linear term and first layer into one matrix and one offset per element.
+
+        Parameters
+        ----------
+        whitening
+            Of the leading features.
+
+        Returns
+        -------
+        tuple
+            Matrices, shape (n_elements, n_features, members * (1 + width)), and offsets, shape
+            (n_elements, members * (1 + width)).
+        """
         weights = self.linear if self.first is None else torch.cat([self.linear, self.first], dim=2)
         offset = self.offset if self.bias is None else torch.cat([self.offset, self.bias], dim=1)
         n_white = whitening.mean.shape[1]

@@ -1,0 +1,118 @@
+"""The compiled evaluation against the recorded one."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+
+from acnn.batch import Batch
+from acnn.config import ModelConfig
+from acnn.nn import native
+from acnn.nn import potential as potential_module
+from acnn.nn.fused import fused
+from acnn.nn.potential import CLOSEST, Output, Potential
+
+TOLERANCE = {"float64": 1e-11, "float32": 1e-5}  # of the largest value, rounding
+
+SHAPES = {
+    "default": {},
+    "one member": {"members": 1},
+    "linear": {"hidden": ()},
+    "two factors": {"max_factors": 2},
+    "three factors": {"l_max": 2, "max_factors": 3},
+    "scalars": {"l_max": 0},
+    "odd": {"l_max": 3, "n_radial": 7, "channels": 5, "mixed_channels": 3, "element_channels": 1, "hidden": (8,)},
+}
+
+needs_compiler = pytest.mark.skipif(
+    fused(Potential(ModelConfig(members=1), ["Al"]), CLOSEST) is None, reason="no C compiler here"
+)
+
+
+def crystals(dtype: torch.dtype) -> Batch:
+    """Random cells, some with atoms so close that they repel."""
+    rng = np.random.default_rng(5)
+    frames = []
+    for n in (1, 2, 5, 9, 20):
+        cell = np.eye(3) * (14.0 * n) ** (1 / 3) + rng.normal(0, 0.4, (3, 3))
+        kinds = [("Al", "Cu")[k] for k in rng.integers(0, 2, n)]
+        frames.append(Atoms(kinds, cell=cell, scaled_positions=rng.random((n, 3)), pbc=True))
+    return Batch.from_atoms(frames, dtype, "cpu")
+
+
+def recorded(potential: Potential, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> Output:
+    with monkeypatch.context() as patch:
+        patch.setattr(potential_module, "fused", lambda *_: None)
+        return potential.compute(batch)
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max() / other.abs().max().clamp(min=1.0))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("shape", list(SHAPES))
+def test_compiled_and_recorded_gradients_agree(shape: str, dtype: str, monkeypatch: pytest.MonkeyPatch):
+    potential = Potential(ModelConfig(dtype=dtype, **SHAPES[shape]), ["Al", "Cu"], seed=3)
+    with torch.no_grad():
+        potential.fitting.linear.normal_(generator=torch.Generator().manual_seed(0))
+        potential.scale.fill_(1.7)
+    batch = crystals(potential.dtype)
+    fast, slow = potential.compute(batch), recorded(potential, batch, monkeypatch)
+    for name in ("energy", "forces", "stress", "atomic_energy", "energy_spread"):
+        assert distance(getattr(fast, name), getattr(slow, name)) < TOLERANCE[dtype], name
+
+
+@needs_compiler
+def test_changed_weights_are_seen(monkeypatch: pytest.MonkeyPatch):
+    potential = Potential(ModelConfig(members=1, dtype="float64"), ["Al", "Cu"], seed=3)
+    batch = crystals(potential.dtype)
+    before = potential.compute(batch)
+    with torch.no_grad():
+        potential.embedding.mixing[1].mul_(1.1)
+    after = potential.compute(batch)
+    assert distance(after.energy, before.energy) > 1e-6
+    assert distance(after.energy, recorded(potential, batch, monkeypatch).energy) < TOLERANCE["float64"]
+
+
+def test_a_potential_that_was_used_survives_pickling():
+    potential = Potential(ModelConfig(members=1, dtype="float64"), ["Al", "Cu"], seed=3)
+    batch = crystals(potential.dtype)
+    energy = potential.compute(batch).energy
+    again = pickle.loads(pickle.dumps(potential))  # noqa: S301 - made on the line
+    assert torch.equal(again.compute(batch).energy, energy)
+
+
+def test_what_the_kernel_cannot_do_is_left_to_torch():
+    assert fused(Potential(ModelConfig(members=1, attention_blocks=1), ["Al"]), CLOSEST) is None
+    assert fused(Potential(ModelConfig(members=1, max_factors=1), ["Al"]), CLOSEST) is None
+    assert fused(Potential(ModelConfig(members=1, radial_cutoff=6.0), ["Al"]), CLOSEST) is None
+
+
+def test_no_compiler_no_kernel(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    native.load_kernel.cache_clear()
+    try:
+        potential = Potential(ModelConfig(members=1, dtype="float64"), ["Al", "Cu"], seed=3)
+        assert fused(potential, CLOSEST) is None
+        assert torch.isfinite(potential.compute(crystals(potential.dtype)).forces).all()
+    finally:
+        native.load_kernel.cache_clear()
+
+
+@needs_compiler
+def test_a_compiler_that_fails_is_told_and_replaced(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    monkeypatch.setenv("CC", "false")
+    native.load_kernel.cache_clear()
+    try:
+        monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+        potential = Potential(ModelConfig(members=1, dtype="float64"), ["Al", "Cu"], seed=3)
+        assert fused(potential, CLOSEST) is None
+        assert "PyTorch does its work" in caplog.text
+    finally:
+        native.load_kernel.cache_clear()
