@@ -12,11 +12,11 @@ from jobflow import Flow, Response
 from csp.advance import Decision, Outcome, SearchState, decide, to_near_hull, update_state
 from csp.hull import NearHull, near_hull
 from csp.knowledge import Knowledge
-from csp.select import Reason, choose_final
+from csp.select import choose_final
 from makers.blobs import StructureBatch
 from makers.documents import GenerateCounts, LabelDoc, LabelKind, LabelSummary, RelaxCounts, SelectSummary, TrainSummary
 from makers.labelling import read_labels, to_training_frames
-from makers.outcomes import GenerationDoc, HullMember
+from makers.outcomes import NEAR_HULL_ERROR, GenerationDoc, HullMember
 from makers.phases import enthalpy_per_atom, gather, label_atoms, speaking_labels
 from makers.stage import Stage, StageMaker, current_store, stage_job
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from makers.stage import Handle
 
 logger = logging.getLogger(__name__)
-
-NEAR_HULL_ERROR = "near_hull_energy_mae_mev_per_atom"
 
 
 class Search(Protocol):
@@ -154,8 +152,7 @@ class AdvanceMaker(StageMaker):
             best_enthalpies=hull.enthalpies,
             n_relaxed=sum(done.selected.statuses.values()),
             n_unsafe=done.selected.statuses.get("unsafe", 0),
-            # Only labels near the hull say how well the model knows it; a generation without any has no such error.
-            n_asked=sum(label.reason == Reason.STABLE for label in new),
+            n_asked=len(new),
             n_labels=len(new),
             walk_forward_mev=done.trained.walk_forward.get(NEAR_HULL_ERROR),
             hours=sum(seconds) / 3600,

@@ -10,6 +10,9 @@ from pydantic import Field, NonNegativeInt
 from csp.advance import SearchState
 from makers.documents import Document
 
+NEAR_HULL_ERROR = "near_hull_energy_rmse_mev_per_atom"
+"""Name of the walk-forward error that the stop rule looks at, in ``walk_forward``."""
+
 
 class HullMember(Document):
     """A phase on or near the hull, as far as first principles have confirmed it."""

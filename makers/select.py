@@ -98,7 +98,7 @@ class SelectMaker(StageMaker):
         return SelectDoc(chosen=chosen, pool=StructureBatch.from_atoms([], {}), summary=summary)
 
     @stage_job(SelectDoc)
-    def make(self, state: SearchState, relaxed: list[RelaxDoc], pool: Handle) -> SelectDoc:
+    def make(self, state: SearchState, relaxed: list[RelaxDoc], pool: Handle, n: int) -> SelectDoc:
         """Rank the relaxed crystals and choose those that are worth a label.
 
         Parameters
@@ -109,6 +109,8 @@ class SelectMaker(StageMaker):
             All chunks of trial crystals, and the candidates of before, relaxed again by the same model.
         pool
             The candidates of before: how often and when they were found.
+        n
+            Labels, at most.
 
         Returns
         -------
@@ -132,7 +134,7 @@ class SelectMaker(StageMaker):
         last_safe = [atoms for doc in docs for atoms in doc.last_safe.to_atoms()]
         candidates, phases = self._candidates(ranking, relaxations, last_safe, labelled)
         rng = np.random.default_rng(seed_sequence(self.seed, state.generation, Stage.SELECT))
-        choices = choose(candidates, self.settings, rng)
+        choices = choose(candidates, self.settings, rng, n)
         chosen = StructureBatch.from_atoms(
             [candidates.frames[c.index] for c in choices],
             {"reason": [str(c.reason) for c in choices], "phase_id": [phases[c.index] for c in choices]},

@@ -7,12 +7,19 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from ase.units import GPa
+
 from acnn import checkpoint
-from acnn.evaluate import evaluate
+from acnn.evaluate import evaluate, predict
 from acnn.train import train
+from csp.feedback import walk_forward_near_hull
+from csp.hull import Hull, formula_of
 from makers.blobs import ModelBlob
 from makers.documents import LabelDoc, LabelSummary, TrainDoc, TrainSummary
 from makers.labelling import read_labels, to_training_frames
+from makers.outcomes import NEAR_HULL_ERROR
+from makers.phases import enthalpy_per_atom
 from makers.stage import Handle, Stage, StageMaker, current_store, seed_sequence, stage_job
 
 if TYPE_CHECKING:
@@ -36,6 +43,10 @@ class TrainMaker(StageMaker):
         Label settings; labels of other settings never mix in.
     elements
         Chemical symbols of the system.
+    pressure_gpa
+        Pressure, GPa.
+    near_hull_ev
+        What counts as near the hull, eV/atom.
     seed
         Seed of the search.
     settings
@@ -49,23 +60,21 @@ class TrainMaker(StageMaker):
     project: str
     fingerprint: str
     elements: tuple[str, ...]
+    pressure_gpa: float
+    near_hull_ev: float
     seed: int
     settings: TrainConfig
     model: ModelConfig
     name: str = Stage.TRAIN
 
     @stage_job(TrainDoc)
-    def make(
-        self, generation: int, near_hull: list[str], labelled: LabelSummary, previous: Handle | None = None
-    ) -> TrainDoc:
+    def make(self, generation: int, labelled: LabelSummary, previous: Handle | None = None) -> TrainDoc:
         """Train one model.
 
         Parameters
         ----------
         generation
             Number of the generation.
-        near_hull
-            Label reasons whose walk-forward error counts as the error near the hull.
         labelled
             Outcome of the label stage; training waits for it.
         previous
@@ -82,7 +91,9 @@ class TrainMaker(StageMaker):
         labels = read_labels(store, self.project, self.fingerprint)
         before = checkpoint.loads(previous.fetch(store).content) if previous else None
         unseen = [label for label in labels if label.generation == generation]
-        walk_forward = walk_forward_errors(before, unseen, near_hull) if before else {}
+        walk_forward = (
+            walk_forward_errors(before, labels, unseen, self.pressure_gpa, self.near_hull_ev) if before else {}
+        )
         frames = to_training_frames(labels)
         seed = int(seed_sequence(self.seed, generation, Stage.TRAIN).generate_state(1)[0])
         result = train(
@@ -114,7 +125,9 @@ class TrainMaker(StageMaker):
         return TrainDoc(model=ModelBlob(checkpoint.dumps(result.potential)), summary=summary)
 
 
-def walk_forward_errors(model: Potential, labels: list[LabelDoc], near_hull: list[str]) -> dict[str, float]:
+def walk_forward_errors(
+    model: Potential, labels: list[LabelDoc], unseen: list[LabelDoc], pressure_gpa: float, near_hull_ev: float
+) -> dict[str, float]:
     """Measure a model on labels that it has not seen: the honest error of a search.
 
     Parameters
@@ -122,23 +135,34 @@ def walk_forward_errors(model: Potential, labels: list[LabelDoc], near_hull: lis
     model
         The model that chose them.
     labels
+        All labels; their hull says which of the new ones are near it.
+    unseen
         New labels.
-    near_hull
-        Label reasons that count as near the hull.
+    pressure_gpa
+        Pressure, GPa.
+    near_hull_ev
+        New labels count as near the hull if first principles or the model put them within this distance, eV/atom: a
+        minimum that only the model sees is the error that misleads a search most.
 
     Returns
     -------
     dict
-        Errors over all new labels, and over those near the hull with the prefix ``near_hull_``; the unit is in the
-        name. Empty groups are absent.
+        Errors over all new labels, and ``NEAR_HULL_ERROR`` for those near the hull; the unit is in each name. Empty
+        without new labels.
     """
-    found: dict[str, float] = {}
-    groups: dict[str, list[LabelDoc]] = {"": labels, "near_hull_": [x for x in labels if x.reason in near_hull]}
-    for prefix, group in groups.items():
-        frames = to_training_frames(group)
-        if frames:
-            found |= {prefix + name: value for name, value in errors(model, frames).items()}
-    return found
+    frames = to_training_frames(unseen)
+    if not frames:
+        return {}
+    counts = np.array([len(atoms) for atoms in frames])
+    true = np.array([atoms.get_potential_energy() for atoms in frames]) / counts
+    predicted = predict(model, frames).energies / counts
+    formulas = [formula_of(atoms) for atoms in frames]
+    enthalpies = [enthalpy_per_atom(label, pressure_gpa) for label in labels]
+    hull = Hull.from_entries([label.formula for label in labels], enthalpies)
+    work = pressure_gpa * GPa * np.array([atoms.get_volume() for atoms in frames]) / counts
+    heights = hull.e_above_many(formulas, np.minimum(true, predicted) + work)
+    near = walk_forward_near_hull(predicted, true, heights, near_hull_ev)
+    return errors(model, frames) | {NEAR_HULL_ERROR: near}
 
 
 def errors(model: Potential, frames: list[Atoms], settings: TrainConfig | None = None) -> dict[str, float]:

@@ -15,6 +15,7 @@ from pymatgen.core import Composition
 
 from acnn.config import ModelConfig, RelaxConfig, TrainConfig
 from csp.config import AdvanceConfig, GenerateConfig, SelectConfig
+from csp.knowledge import reduced_formula
 from makers.config import LabelConfig
 from makers.errors import ConfigError
 
@@ -80,6 +81,12 @@ class SearchConfig(BaseModel):
     def chemsys(self) -> str:
         """Chemical system with its elements in alphabetical order, as databases write it."""
         return "-".join(sorted(self.system))
+
+    @property
+    def reduced_compositions(self) -> tuple[str, ...]:
+        """Formulas that the user asked for, reduced; empty when compositions vary."""
+        amounts = [Composition(formula).get_el_amt_dict() for formula in self.generate.compositions or ()]
+        return tuple(reduced_formula(amount) for amount in amounts)
 
     def resolved_yaml(self) -> str:
         """Return the search file with every default filled in."""

@@ -154,12 +154,12 @@ def plot_learning(generations: Sequence[GenerationDoc]) -> Figure:
             ("", BLUE, "o", "all new labels"),
             ("near_hull_", VERMILION, "s", "new labels near the hull"),
         ):
-            name = prefix + "energy_mae_mev_per_atom"
+            name = prefix + "energy_rmse_mev_per_atom"
             rows = [(g.generation, g.walk_forward[name]) for g in generations if name in g.walk_forward]
             if rows:
                 axes.semilogy(*zip(*rows, strict=True), marker=marker, c=colour, ms=4, lw=1, label=label)
         axes.set_xlabel("Generation")
-        axes.set_ylabel("Walk-forward energy MAE (meV/atom)")
+        axes.set_ylabel("Walk-forward energy RMSE (meV/atom)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         twin = axes.twinx()
         total = [sum(sum(g.labels.values()) for g in generations[: i + 1]) for i in range(len(generations))]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from jobflow import Flow, Job, Maker
 
 from csp.advance import SearchState, initial_state
+from csp.feedback import labels_left
 from csp.knowledge import Knowledge
-from csp.select import Reason
 from makers.advance import AdvanceMaker
 from makers.documents import LabelKind
 from makers.generate import GenerateMaker
@@ -72,7 +72,12 @@ class SearchMaker(Maker):
         config = self.config
         knowledge = Knowledge.initial(config.system, config.pressure_gpa)
         return self.generation(
-            initial_state(knowledge=knowledge, select=config.select, n_structures=config.generate.n_structures)
+            initial_state(
+                knowledge=knowledge,
+                select=config.select,
+                n_structures=config.generate.n_structures,
+                compositions=config.reduced_compositions,
+            )
         )
 
     def after(self, done: GenerationDoc) -> Flow:
@@ -108,10 +113,13 @@ class SearchMaker(Maker):
         generated = self._generate(state)
         relaxed = [] if first else self._relax(state, generated)
         maker = SelectMaker(config.project, self.label_fingerprint, config.system, config.seed, config.select)
+        n_labels = labels_left(
+            config.generate.n_initial if first else config.select.n_labels, state.n_labels, config.advance
+        )
         selected = self._job(
-            maker.make_initial(state, [job.output.batch for job in generated], config.generate.n_initial)
+            maker.make_initial(state, [job.output.batch for job in generated], n_labels)
             if first
-            else maker.make(state, [job.output for job in relaxed], self.pool(number - 1)),
+            else maker.make(state, [job.output for job in relaxed], self.pool(number - 1), n_labels),
             Stage.SELECT,
             number,
         )
@@ -121,10 +129,12 @@ class SearchMaker(Maker):
                 config.project,
                 self.label_fingerprint,
                 config.system,
+                config.pressure_gpa,
+                config.advance.near_hull_ev,
                 config.seed,
                 config.train,
                 config.train.model,
-            ).make(number, [Reason.STABLE.value], labelled.output, None if first else self._model(number - 1)),
+            ).make(number, labelled.output, None if first else self._model(number - 1)),
             Stage.TRAIN,
             number,
         )
@@ -190,6 +200,9 @@ class SearchMaker(Maker):
     def _generate(self, state: SearchState) -> list[Job]:
         settings, number = self.config.generate, state.generation
         n = state.n_structures if number else settings.n_initial
+        if settings.compositions is not None:  # the hull needs its ends, whatever else is searched
+            wanted = dict.fromkeys([*settings.compositions, *self.config.system])
+            settings = settings.model_copy(update={"compositions": tuple(wanted)})
         maker = GenerateMaker(self.config.system, self.config.seed, settings)
         pool = self.pool(number - 1) if number > 1 else None
         chunks = range(0, n, settings.chunk_size)

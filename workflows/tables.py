@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from makers.outcomes import NEAR_HULL_ERROR
 from workflows.results import generations, report
 
 if TYPE_CHECKING:
@@ -180,9 +181,9 @@ def generations_table(done: Sequence[GenerationDoc]) -> str:
             sum(g.flags.values()),
             sum(g.labels.values()),
             sum(n for status, n in g.labels.items() if status != "ok"),
-            f"{g.metrics['energy_mae_mev_per_atom']:.1f}",
-            _metric(g, "energy_mae_mev_per_atom"),
-            _metric(g, "near_hull_energy_mae_mev_per_atom"),
+            f"{g.metrics['energy_rmse_mev_per_atom']:.1f}",
+            _metric(g, "energy_rmse_mev_per_atom"),
+            _metric(g, NEAR_HULL_ERROR),
             " ".join(m.formula for m in g.hull if m.e_above_hull == 0),
         )
         for g in done
@@ -194,12 +195,12 @@ def generations_table(done: Sequence[GenerationDoc]) -> str:
         "flagged",
         "labels",
         "failed",
-        "training MAE",
-        "walk-forward MAE",
+        "training",
+        "walk-forward",
         "near the hull",
         "hull (DFT)",
     )
-    return table(header, rows) + "\n(errors in meV/atom)"
+    return table(header, rows) + "\n(errors: RMSE of the energy, meV/atom)"
 
 
 def _metric(generation: GenerationDoc, name: str) -> str:
