@@ -22,13 +22,14 @@ TINY: dict[str, Any] = {
     "project": "tiny",
     "system": "Cu-Au",
     "seed": 1,
-    "generate": {"n_initial": 12, "n_structures": 12, "chunk_size": 8, "atoms": [1, 2], "symmetric_fraction": 1.0},
+    "generate": {"n_initial": 24, "n_structures": 12, "chunk_size": 8, "atoms": [1, 2], "prototype_share": 1.0},
     "relax": {"max_steps": 40, "fmax": 0.1, "stress_gpa": 1.0},
     "select": {"n_labels": 4},
     "label": {"door": "ase", "calculator": "emt", "relax_fmax": 0.05},
     # a number of steps, not of seconds: the same model on any machine
     "train": {
-        "max_steps": 60,
+        "max_steps": 150,
+        "learning_rate": 0.02,
         "model": {
             "members": 2,
             "n_radial": 6,
