@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ase import Atoms
+    from jobflow import JobStore
 
     from csp.config import AdvanceConfig, SelectConfig
     from makers.stage import Handle
@@ -131,13 +132,31 @@ class AdvanceMaker(StageMaker):
         decision = decide(after, self.settings)
         doc = self._document(state.generation, summaries, labels, hull, after, decision)
         logger.info("advance %03d: %s", state.generation, decision.why)
-        if not decision.stop:
-            flow = search.generation(after)
-        else:
-            pool = search.pool(state.generation).fetch(store)
-            phases = final_phases(pool, labels, hull, self.settings)
-            flow = search.final(doc, phases)
-        return Response(output=doc, replace=flow)
+        return Response(output=doc, replace=self.follow(search, doc, store))
+
+    def follow(self, search: Search, done: GenerationDoc, store: JobStore) -> Flow:
+        """Return what follows a finished generation; also how an interrupted search goes on.
+
+        Parameters
+        ----------
+        search
+            Makes the flows.
+        done
+            The generation.
+        store
+            The connected job store.
+
+        Returns
+        -------
+        Flow
+            The next generation, or the end.
+        """
+        if not done.stop:
+            return search.generation(done.state)
+        labels = read_labels(store, self.project, self.fingerprint, kind=LabelKind.SINGLE_POINT)
+        hull = labelled_hull(labels, done.state.knowledge.pressure_gpa, self.settings)
+        pool = search.pool(done.generation).fetch(store)
+        return search.final(done, final_phases(pool, labels, hull, self.settings))
 
     def _update(self, state: SearchState, done: Summaries, labels: list[LabelDoc], hull: NearHull) -> SearchState:
         new = [label for label in labels if label.generation == state.generation]

@@ -22,7 +22,7 @@ from makers.labelling.records import (
     write_label,
 )
 from makers.labelling.run import check_failures, judge, label_structures, split_known, summarise
-from makers.resources import Resources, with_resources
+from makers.resources import BOOKKEEPING, Resources, with_resources
 from makers.stage import Handle, Stage, StageMaker, current_store, stage_job
 
 if TYPE_CHECKING:
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["LabelMaker", "read_labels", "settings_fingerprint", "to_training_frames"]
 
 logger = logging.getLogger(__name__)
-
-BOOKKEEPING = Stage.ADVANCE
-"""The jobs that only read and write documents run where those of this stage run, not on the first-principles worker."""
 
 
 @dataclass
@@ -100,10 +97,6 @@ class LabelMaker(StageMaker):
         last = collect_labels(self, label_ids, parts, reused)
         last.name = f"{prefix}.collect"
         with_resources(last, BOOKKEEPING, self.resources)
-        # jobflow adds a job of its own that stores the output; left alone it would ask for no worker at all
-        CURRENT_JOB.job.update_config(
-            {"manager_config": self.resources.get(BOOKKEEPING, {})}, name_filter="store_inputs", dynamic=True
-        )
         return Response(replace=Flow([*jobs, last], output=last.output, name=prefix))
 
     def context(self, generation: int, kind: LabelKind) -> LabelContext:

@@ -23,6 +23,7 @@ from makers.documents import LabelKind, LabelSummary
 from makers.label import LabelMaker
 from makers.labelling import read_labels, settings_fingerprint
 from makers.labelling.records import label_store
+from makers.resources import with_resources
 from makers.stage import Handle
 from makers.stores import embedded_job_store
 
@@ -83,7 +84,7 @@ def test_batch_of_an_earlier_generation_is_fetched(job_store: JobStore) -> None:
 def test_every_spawned_job_asks_for_its_worker(job_store: JobStore) -> None:
     resources = {"label": {"_category": "dft"}, "advance": {"_category": "light"}}
     maker = LabelMaker("p", AseLabelConfig(calculator="emt", chunk_size=1), resources=resources)
-    driver = maker.make(StructureBatch.from_atoms(frames(2)), 0)
+    driver = with_resources(maker.make(StructureBatch.from_atoms(frames(2)), 0), "label", resources)
     driver.name = "label 000"
     spawned = driver.run(job_store).replace
     workers = {job.name: job.config.manager_config.get("_category") for job in spawned.jobs}
