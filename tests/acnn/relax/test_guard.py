@@ -47,7 +47,9 @@ class Spoiled(Morse):
 
 
 def with_hydrogen() -> Atoms:
-    return Atoms("H4", scaled_positions=[[0, 0, 0], [0.5, 0.5, 0.1], [0.5, 0, 0.6], [0, 0.5, 0.5]], cell=[4, 4, 4], pbc=True)
+    return Atoms(
+        "H4", scaled_positions=[[0, 0, 0], [0.5, 0.5, 0.1], [0.5, 0, 0.6], [0, 0.5, 0.5]], cell=[4, 4, 4], pbc=True
+    )
 
 
 def one(

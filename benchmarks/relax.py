@@ -1,0 +1,281 @@
+"""Relaxation speed, side by side on the same random crystals with the same ACNN.
+
+Run: ``OMP_NUM_THREADS=1 python benchmarks/relax.py [--quick] [--model FILE] [--out FILE]``. Without a model, one is trained for a
+minute on EMT labels of random Al-Cu crystals. Compared are `acnn.relax`, ASE (FIRE on a FrechetCellFilter) and, where it is
+installed, TorchSim (FIRE with the Frechet cell filter). Correctness is asserted in the same run. One thread each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.filters import FrechetCellFilter
+from ase.neighborlist import neighbor_list
+from ase.optimize import FIRE
+
+from acnn import checkpoint
+from acnn.batch import Batch
+from acnn.calculator import ACNNCalculator
+from acnn.config import ModelConfig, RelaxConfig, TrainConfig
+from acnn.neighbors import build_neighbors
+from acnn.nn.potential import Potential
+from acnn.relax import Relaxed, RelaxStatus, relax
+from acnn.train import train
+
+FMAX = 0.02  # eV/Å
+GPA = 160.21766208  # GPa in one eV/Å^3
+CLOSEST = 2.0  # Å, of the random crystals
+SAME = 1e-3  # eV/atom within which two minima are the same
+
+
+def random_crystals(seed: int, n: int, sizes: tuple[int, int], volume: tuple[float, float] = (15.0, 19.0)) -> list[Atoms]:
+    """Make random Al-Cu crystals with no two atoms closer than 2 Å."""
+    rng = np.random.default_rng(seed)
+    frames: list[Atoms] = []
+    while len(frames) < n:
+        count = int(rng.integers(sizes[0], sizes[1] + 1))
+        cell = np.eye(3) + rng.normal(0, 0.15, (3, 3))
+        cell *= np.cbrt(rng.uniform(*volume) * count / abs(np.linalg.det(cell)))
+        scaled = [rng.random(3)]
+        for _ in range(300):
+            trial = rng.random(3)
+            delta = np.array(scaled) - trial
+            if np.linalg.norm((delta - np.round(delta)) @ cell, axis=1).min() > CLOSEST:
+                scaled.append(trial)
+            if len(scaled) == count:
+                break
+        kinds = [("Al", "Cu")[k] for k in rng.integers(0, 2, len(scaled))]
+        atoms = Atoms(kinds, cell=cell, scaled_positions=scaled, pbc=True)
+        if len(scaled) == count and not len(neighbor_list("i", atoms, CLOSEST)):
+            frames.append(atoms)
+    return frames
+
+
+def labelled(frames: list[Atoms]) -> list[Atoms]:
+    """Give each structure the energy, forces and stress of EMT."""
+    done = []
+    for atoms in frames:
+        copy = atoms.copy()
+        copy.calc = EMT()
+        values = {"energy": copy.get_potential_energy(), "forces": copy.get_forces(), "stress": copy.get_stress()}
+        copy.calc = SinglePointCalculator(copy, **values)
+        done.append(copy)
+    return done
+
+
+def get_model(path: Path | None, seconds: float) -> Potential:
+    """Load a potential, or train one."""
+    if path is not None and path.exists():
+        return checkpoint.load(path)
+    frames = random_crystals(100, 250, (2, 12), (9.0, 22.0)) + random_crystals(101, 50, (1, 3), (9.0, 40.0))
+    result = train(labelled(frames), model=ModelConfig(), settings=TrainConfig(max_time=seconds), seed=0)
+    if path is not None:
+        checkpoint.save(result.potential, path)
+    return result.potential
+
+
+def time_calls(potential: Potential, repeats: int) -> dict[str, float]:
+    """Time energy, forces and stress with the neighbour search, microseconds per atom."""
+    frames = random_crystals(1, 170, (8, 16))
+    batch = Batch.from_atoms(frames, potential.dtype, "cpu")
+    found: dict[str, list[float]] = {"neighbors": [], "compute": [], "together": [], "together_cpu": []}
+    for _ in range(repeats + 2):
+        cpu, start = time.thread_time(), time.perf_counter()
+        neighbors = build_neighbors(batch, potential.cutoff)
+        middle = time.perf_counter()
+        potential.compute(batch, neighbors)
+        end = time.perf_counter()
+        for name, seconds in (
+            ("neighbors", middle - start),
+            ("compute", end - middle),
+            ("together", end - start),
+            ("together_cpu", time.thread_time() - cpu),
+        ):
+            found[name].append(1e6 * seconds / len(batch.numbers))
+    figures = {f"{name}_us_per_atom": float(np.median(values[2:])) for name, values in found.items()}
+    return figures | {
+        "atoms": len(batch.numbers),
+        "neighbors_per_atom": float(neighbors.mask.sum() / len(batch.numbers)),
+        "best_together_us_per_atom": float(np.min(found["together"][2:])),
+    }
+
+
+def time_ours(potential: Potential, frames: list[Atoms], workers: int = 1) -> tuple[dict[str, Any], list[Relaxed]]:
+    """Relax with the batched relaxer."""
+    settings = RelaxConfig(fmax=FMAX)
+    list(relax(frames[:4], potential, settings, pressure_gpa=0.0))
+    cpu, start = time.process_time(), time.perf_counter()
+    results = list(relax(frames, potential, settings, pressure_gpa=0.0, workers=workers))
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    calls = np.array([r.n_steps for r in results])
+    figures = {
+        "structures": len(frames),
+        "structures_per_second": len(frames) / seconds,
+        "structures_per_cpu_second": len(frames) / cpu if workers == 1 else None,
+        "median_calls": float(np.median(calls)),
+        "mean_calls": float(calls.mean()),
+        "p90_calls": float(np.percentile(calls, 90)),
+        "outcomes": dict(Counter(r.status.value + (f": {r.reason}" if r.reason else "") for r in results)),
+    }
+    return figures, results
+
+
+def time_ase(potential: Potential, frames: list[Atoms]) -> tuple[dict[str, Any], list[float]]:
+    """Relax one by one with ASE; also the final energies, eV/atom."""
+    calls, energies, n_converged = [], [], 0
+    cpu, start = time.process_time(), time.perf_counter()
+    for atoms in frames:
+        copy = atoms.copy()
+        copy.calc = ACNNCalculator(potential)
+        optimizer = FIRE(FrechetCellFilter(copy), logfile=None)
+        n_converged += bool(optimizer.run(fmax=FMAX, steps=1000))
+        calls.append(optimizer.get_number_of_steps() + 1)
+        energies.append(copy.get_potential_energy() / len(copy))
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    figures = {
+        "structures": len(frames),
+        "structures_per_second": len(frames) / seconds,
+        "structures_per_cpu_second": len(frames) / cpu,
+        "median_calls": float(np.median(calls)),
+        "mean_calls": float(np.mean(calls)),
+        "converged": n_converged,
+    }
+    return figures, energies
+
+
+def time_torchsim(potential: Potential, frames: list[Atoms]) -> dict[str, Any] | None:
+    """Relax all together with TorchSim, if it is there."""
+    try:
+        import torch_sim as ts
+
+        from acnn.torchsim import ACNNModel
+    except (ImportError, ValueError):
+        return None
+    model = ACNNModel(potential)
+    cpu, start = time.process_time(), time.perf_counter()
+    ts.optimize(
+        system=[atoms.copy() for atoms in frames],
+        model=model,
+        optimizer=ts.Optimizer.fire,
+        init_kwargs={"cell_filter": ts.CellFilter.frechet},
+        convergence_fn=ts.generate_force_convergence_fn(force_tol=FMAX, include_cell_forces=True),
+        max_steps=1000,
+        steps_between_swaps=5,
+    )
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    return {
+        "structures": len(frames),
+        "structures_per_second": len(frames) / seconds,
+        "structures_per_cpu_second": len(frames) / cpu,
+    }
+
+
+def compare_minima(potential: Potential, results: list[Relaxed]) -> dict[str, float]:
+    """Start ASE and the relaxer from the same points near minima; the same basin must give the same energy."""
+    rng = np.random.default_rng(0)
+    starts = []
+    for result in results:
+        atoms = result.atoms.copy()
+        atoms.positions += rng.normal(0, 0.03, (len(atoms), 3))
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.normal(0, 0.005, (3, 3))), scale_atoms=True)
+        starts.append(atoms)
+    ours = [r.energy / len(r.atoms) for r in relax(starts, potential, RelaxConfig(fmax=FMAX), pressure_gpa=0.0)]
+    _, theirs = time_ase(potential, starts)
+    gaps = np.abs(np.array(ours) - np.array(theirs))
+    return {"structures": len(starts), "same_fraction": float((gaps < SAME).mean()), "median_gap_ev": float(np.median(gaps))}
+
+
+def check(results: list[Relaxed], potential: Potential, frames: list[Atoms]) -> None:
+    """Assert what every relaxation promises."""
+    batch = Batch.from_atoms(frames, potential.dtype, "cpu")
+    start = potential.compute(batch).energy.numpy()
+    for atoms, energy, result in zip(frames, start, results, strict=True):
+        assert result.energy <= energy + 1e-4 * len(atoms), f"structure {result.index}: the energy rose"
+        if result.status is RelaxStatus.CONVERGED:
+            assert result.fmax < FMAX
+            assert result.stress_residual_gpa < 0.1
+    final = Batch.from_atoms([r.atoms for r in results], torch.float64, "cpu")
+    again = potential.to(torch.float64).compute(final)
+    potential.to(torch.float32)
+    converged = torch.tensor([r.status is RelaxStatus.CONVERGED for r in results])
+    largest = again.forces.norm(dim=1)[converged[final.system]].max()
+    residual = again.stress[converged].abs().max() * GPA
+    assert largest < 1.2 * FMAX, f"largest force {largest} eV/Å in double precision"
+    assert residual < 0.11, f"largest residual {residual} GPa in double precision"
+
+
+def machine() -> dict[str, Any]:
+    """Say what this ran on."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    packages = ("torch", "ase", "numpy", "torch-sim-atomistic")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "avx512": "AVX512" in torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def main() -> None:
+    """Run everything and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="under ten minutes")
+    parser.add_argument("--model", type=Path, help="loaded if it exists, else trained and saved")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--workers", action="store_true", help="also measure two processes")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    potential = get_model(args.model, 60.0 if args.quick else 300.0)
+    n_ours, n_ase, n_near = (300, 8, 6) if args.quick else (2000, 100, 100)
+    frames = random_crystals(7, n_ours, (12, 12))
+    report: dict[str, Any] = {"machine": machine(), "dtype": str(potential.dtype), "members": potential.n_members}
+    report["call"] = time_calls(potential, 9)
+    report["ours"], results = time_ours(potential, frames)
+    check(results, potential, frames)
+    report["ase"], energies = time_ase(potential, frames[:n_ase])
+    gaps = [r.energy / 12 - e for r, e in zip(results, energies, strict=False)]
+    report["random_starts"] = {
+        "same": sum(abs(g) < SAME for g in gaps),
+        "ours_lower": sum(g < -SAME for g in gaps),
+        "ase_lower": sum(g > SAME for g in gaps),
+    }
+    report["near_minima"] = compare_minima(potential, [r for r in results if not r.reason][:n_near])
+    report["torchsim"] = time_torchsim(potential, frames[: 4 * n_ase])
+    if args.workers:
+        report["two_processes"], _ = time_ours(potential, frames, workers=2)
+    rate = "structures_per_cpu_second"
+    report["times_faster_than_ase"] = report["ours"][rate] / report["ase"][rate]
+    report["calls_over_fire"] = report["ours"]["median_calls"] / report["ase"]["median_calls"]
+    text = json.dumps(report, indent=1)
+    print(text)
+    if args.out is not None:
+        args.out.write_text(text + "\n")
+    assert report["near_minima"]["same_fraction"] >= 0.99
+    assert report["calls_over_fire"] <= 0.5
+
+
+if __name__ == "__main__":
+    main()
