@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 import makers
 import workflows
+from csp.generate import generate
 from csp.knowledge import Knowledge
+from makers.errors import ConfigError
 from makers.labelling import settings_fingerprint
 from makers.labelling.calculators import check_labeller
 from workflows.config import SearchConfig, load_config
+from workflows.search import SearchMaker
 
 
 def check_search(file: Path) -> str:
@@ -31,8 +36,34 @@ def check_search(file: Path) -> str:
         If anything is wrong; says what to write or install.
     """
     config = load_config(file)
+    verify(config)
     check_labeller(config.label)
     return "\n".join([f"{file}: correct", *_sizes(config), *_origins()])
+
+
+def verify(config: SearchConfig) -> None:
+    """Find out whether the search can be made at all, by making one crystal and the first flow.
+
+    Parameters
+    ----------
+    config
+        The search file.
+
+    Raises
+    ------
+    csp.errors.ConfigError
+        If no crystal can meet the settings: compositions, sizes, space groups, seeds.
+    ConfigError
+        If there are fewer first labels than elements.
+    """
+    if config.generate.n_initial < len(config.system):
+        raise ConfigError(
+            f"generate.n_initial: expected at least one label for each of {len(config.system)} elements, "
+            f"got {config.generate.n_initial}"
+        )
+    knowledge = Knowledge.initial(config.system, config.pressure_gpa)
+    generate(config.generate, knowledge, elements=config.system, n=1, seed=np.random.SeedSequence(config.seed))
+    SearchMaker(config).make()
 
 
 def _sizes(config: SearchConfig) -> list[str]:

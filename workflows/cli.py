@@ -76,10 +76,12 @@ def run(
 ) -> None:
     """Run a search here, without any server. Ctrl-C loses no finished label; `resume` goes on."""
     from makers.labelling.calculators import check_labeller
+    from workflows.check import verify
     from workflows.config import load_config
     from workflows.run import run_search
 
     config = load_config(file)
+    verify(config)
     check_labeller(config.label)
     folder = folder or DEFAULT_FOLDER / config.project
     with interruptible(folder):
@@ -101,10 +103,13 @@ def resume(folder: Folder = None) -> None:
 @app.command()
 def submit(file: SearchFile) -> None:
     """Add a search to the FireWorks LaunchPad; workers started by `qlaunch` or `rlaunch` run it."""
+    from workflows.check import verify
     from workflows.config import load_config
     from workflows.launch import submit_search
 
-    typer.echo(submit_search(load_config(file)))
+    config = load_config(file)
+    verify(config)
+    typer.echo(submit_search(config))
 
 
 @app.command()
