@@ -56,7 +56,7 @@ def whitening_of(features: torch.Tensor, fallback: torch.Tensor) -> tuple[torch.
     covariance = trust * covariance + (1.0 - trust) * _covariance(fallback)
     values, axes = torch.linalg.eigh(covariance)
     unseen = n_features / (n_features + len(fallback))  # few environments: most directions were never seen to vary
-    floor = WHITENING_FLOOR * values[-1] + 1e-3 * unseen**4 * fallback.square().sum(1).mean() + 1e-12
+    floor = WHITENING_FLOOR * values[-1] + 0.1 * unseen**16 * fallback.square().sum(1).mean() + 1e-12
     return features.mean(0), axes * (values.clamp(min=0.0) + floor).rsqrt()
 
 
@@ -96,8 +96,8 @@ class Fitting(nn.Module):
         if hidden:
             width = hidden[0]
             # one start for all elements: they part as the data tell them apart
-            start = torch.randn((1, n_features, members * width), dtype=torch.float64, generator=generator)
-            self.first = nn.Parameter((start * n_features**-0.5).repeat(n_elements, 1, 1))
+            start = torch.randn((1, members, n_features, width), dtype=torch.float64, generator=generator)
+            self.first = nn.Parameter((start * n_features**-0.5).repeat(n_elements, 1, 1, 1))
             start = torch.randn((n_elements, members * width), dtype=torch.float64, generator=generator)
             self.bias = nn.Parameter(0.5 * start)
             sizes = [*hidden, 1]
@@ -170,7 +170,9 @@ class Fitting(nn.Module):
             Matrices, shape (n_elements, n_features, members * (1 + width)), and offsets, shape
             (n_elements, members * (1 + width)).
         """
-        weights = self.linear if self.first is None else torch.cat([self.linear, self.first], dim=2)
+        weights = self.linear
+        if self.first is not None:
+            weights = torch.cat([weights, self.first.transpose(1, 2).flatten(2)], dim=2)
         offset = self.offset if self.bias is None else torch.cat([self.offset, self.bias], dim=1)
         n_white = whitening.mean.shape[1]
         head = torch.bmm(whitening.matrix, weights[:, :n_white])

@@ -324,8 +324,7 @@ def default_steps(n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
         Optimiser steps.
     """
     batches = max(1, round(n_atoms / settings.batch_atoms))
-    steps = int(400 * math.sqrt(batches)) + 40 * batches
-    steps = min(max(steps, 400), 20000)
+    steps = min(int(400 * batches**0.8), 40000)
     return max(150, steps // 4) if warm else steps
 
 

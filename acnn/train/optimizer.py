@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 BETAS = (0.95, 0.97)
 SHAMPOO_BETA = 0.97
 EPSILON = 1e-8
-LARGEST_SIDE = 640  # sides of a matrix longer than this are not rotated
+LARGEST_WORK = 1 << 26  # multiplications; a side whose rotation would cost more is left as it is
 REFRESH = 10  # steps between two updates of the eigenbases
 
 
@@ -22,7 +22,7 @@ class Soap:
     Parameters
     ----------
     parameters
-        Leaf tensors with up to three dimensions; of three, the first numbers independent matrices.
+        Leaf tensors; of more than two dimensions, the leading ones number independent matrices.
     weight_decay
         Decoupled decay per unit of learning rate, for matrices that ask for it.
     decayed
@@ -86,7 +86,7 @@ class Soap:
     def _update_bases(self, gradient: torch.Tensor, state: dict[str, torch.Tensor]) -> None:
         """Follow the covariance of the gradient's rows and columns, and now and then its eigenvectors."""
         for side, dim in (("left", -2), ("right", -1)):
-            if not 1 < gradient.shape[dim] <= LARGEST_SIDE:
+            if gradient.shape[dim] == 1 or gradient.numel() * gradient.shape[dim] > LARGEST_WORK:
                 continue
             product = gradient @ gradient.mT if side == "left" else gradient.mT @ gradient
             if side not in state:

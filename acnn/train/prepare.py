@@ -105,12 +105,13 @@ def _turn_layers(
     """Express the first layer in the new whitened coordinates."""
     fitting = potential.fitting
     n_white = old[0].shape[1]
-    pairs = [(fitting.linear, fitting.offset)]
+    # all as (n_elements, members, n_features, outputs): views, so that what is written stays
+    pairs = [(fitting.linear.transpose(1, 2)[..., None], fitting.offset[..., None])]
     if fitting.first is not None and fitting.bias is not None:
-        pairs.append((fitting.first, fitting.bias))
+        pairs.append((fitting.first, fitting.bias.view(*fitting.first.shape[:2], -1)))
     with torch.no_grad():
         for weight, offset in pairs:
-            plain = torch.bmm(old[1], weight[:, :n_white].double())
-            shift = torch.bmm((new[0] - old[0])[:, None], plain)[:, 0]
-            weight[:, :n_white] = torch.linalg.solve(new[1], plain).to(weight.dtype)
-            offset.add_(shift.to(offset.dtype))
+            plain = old[1][:, None] @ weight[:, :, :n_white].double()
+            shift = (new[0] - old[0])[:, None, None] @ plain
+            weight[:, :, :n_white] = torch.linalg.solve(new[1][:, None], plain).to(weight.dtype)
+            offset.add_(shift[:, :, 0].to(offset.dtype))
