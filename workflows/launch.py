@@ -101,7 +101,7 @@ def submit_search(config: SearchConfig, launchpad: LaunchPad | None = None, *, b
     Raises
     ------
     ConfigError
-        If the job store cannot hold a search, or holds one of this name already.
+        If the job store cannot hold a search, or it or the LaunchPad holds one of this name already.
     """
     store = configured_store()
     if config.project in projects(store):
@@ -110,6 +110,12 @@ def submit_search(config: SearchConfig, launchpad: LaunchPad | None = None, *, b
             f"`hullseeker status --project {config.project}`"
         )
     launchpad = launchpad or LaunchPad.auto_load()
+    waiting = launchpad.get_wf_ids({"metadata.project": config.project, "state": {"$ne": "ARCHIVED"}})
+    if waiting:
+        raise ConfigError(
+            f"project: the LaunchPad holds {config.project!r} already, as the workflow of firework {waiting[0]}; choose "
+            f"another name, or archive it with `lpad archive -i {waiting[0]}`"
+        )
     flow = SearchMaker(config, resources=WORKERS if by_category else {}).make()
     workflow = flow_to_workflow(flow, name=config.project, metadata={"project": config.project})
     ids = launchpad.add_wf(workflow)

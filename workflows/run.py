@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from workflows.results import generations, report
 from workflows.search import SearchMaker
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from jobflow import Job, JobStore
 
     from makers.outcomes import ReportDoc
@@ -116,7 +119,7 @@ def resume_search(folder: Path | str) -> ReportDoc:
         return answer
     maker = SearchMaker(config)
     done = generations(store, config.project)
-    flow = maker.after(done[-1]) if done else maker.make()
+    flow = maker.after(done[-1], store) if done else maker.make()
     return _run(unfinished(flow, store), config, folder)
 
 
@@ -137,8 +140,6 @@ def unfinished(flow: Flow, store: JobStore) -> Flow:
     """
     todo = [job for job in _jobs(flow) if not _is_done(job, store)]
     logger.info("resume: %d of %d jobs of %s are still to do", len(todo), len(list(_jobs(flow))), flow.name)
-    for job in todo:
-        job.hosts = []
     return Flow([_detach(job) for job in todo], name=flow.name)
 
 
@@ -158,7 +159,7 @@ def _is_done(job: Job, store: JobStore) -> bool:
 
 def _run(flow: Flow, config: SearchConfig, folder: Path) -> ReportDoc:
     store = open_store(folder)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _listening() as failures:
         warnings.filterwarnings("ignore", message="cd is deprecated", category=FutureWarning)  # monty, via jobflow
         run_locally(
             flow,
@@ -170,10 +171,45 @@ def _run(flow: Flow, config: SearchConfig, folder: Path) -> ReportDoc:
         )
     answer = report(store, config.project)
     if answer is None:
+        job, error = failures.last
         raise StopError(
-            f"{folder}: a job failed, see the message above; mend its cause and go on with `hullseeker resume {folder}`"
+            f"{folder}: the job `{job}` failed ({error}); mend its cause and go on with `hullseeker resume {folder}`"
         )
     return answer
+
+
+class _Failures(logging.Handler):
+    """Remember the last job that failed: jobflow tells it to its log only.
+
+    Failures that the search tolerates come before the one that ends it, and jobs that miss its output after it.
+    """
+
+    SAYS = " failed with exception:"
+    FOLLOWS = "Could not resolve reference"
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.last = ("unknown", "see the log")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the name of the job and the last line of its traceback."""
+        name, said, trace = record.getMessage().partition(self.SAYS)
+        error = trace.strip().splitlines()[-1] if said else self.FOLLOWS
+        if self.FOLLOWS not in error:
+            self.last = (name, error)
+
+
+@contextmanager
+def _listening() -> Iterator[_Failures]:
+    failures, jobs = _Failures(), logging.getLogger("jobflow.managers.local")
+    level = jobs.level
+    jobs.addHandler(failures)
+    jobs.setLevel(logging.INFO)
+    try:
+        yield failures
+    finally:
+        jobs.removeHandler(failures)
+        jobs.setLevel(level)
 
 
 def _made(folder: Path) -> Path:

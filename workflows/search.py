@@ -23,6 +23,8 @@ from makers.stage import Handle, Stage, job_uuid
 from makers.train import TrainMaker
 
 if TYPE_CHECKING:
+    from jobflow import JobStore
+
     from makers.blobs import StructureBatch
     from makers.outcomes import GenerationDoc
     from workflows.config import SearchConfig
@@ -80,20 +82,22 @@ class SearchMaker(Maker):
             )
         )
 
-    def after(self, done: GenerationDoc) -> Flow:
+    def after(self, done: GenerationDoc, store: JobStore) -> Flow:
         """Return what follows a finished generation: how an interrupted search goes on.
 
         Parameters
         ----------
         done
-            The newest finished generation; its decision was to go on.
+            The newest finished generation.
+        store
+            The connected job store.
 
         Returns
         -------
         Flow
-            The next generation.
+            The next generation, or the end if the search had decided to stop.
         """
-        return self.generation(done.state)
+        return self._advance().follow(self, done, store)
 
     def generation(self, state: SearchState) -> Flow:
         """Return the flow of one generation.
@@ -139,7 +143,7 @@ class SearchMaker(Maker):
             number,
         )
         advanced = self._job(
-            AdvanceMaker(config.project, self.label_fingerprint, config.advance, config.select).make(
+            self._advance().make(
                 self,
                 state,
                 [job.output.counts for job in generated],
@@ -196,6 +200,9 @@ class SearchMaker(Maker):
 
     def _model(self, generation: int) -> Handle:
         return Handle(job_uuid(self.run_id, job_name(Stage.TRAIN, generation)), "model")
+
+    def _advance(self) -> AdvanceMaker:
+        return AdvanceMaker(self.config.project, self.label_fingerprint, self.config.advance, self.config.select)
 
     def _generate(self, state: SearchState) -> list[Job]:
         settings, number = self.config.generate, state.generation

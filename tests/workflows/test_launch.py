@@ -1,0 +1,90 @@
+"""Submitting a search: what a job store must have, and what lands on the LaunchPad."""
+
+from __future__ import annotations
+
+import bson
+import pytest
+from jobflow import SETTINGS, JobStore
+from jobflow.managers.fireworks import flow_to_workflow
+from maggma.stores import MemoryStore
+
+from makers.errors import ConfigError
+from makers.stores import EmbeddedStore, embedded_job_store
+from workflows.launch import WORKERS, configured_store, submit_search
+from workflows.search import SearchMaker
+
+
+@pytest.fixture
+def embedded(tmp_path, monkeypatch) -> JobStore:
+    store = embedded_job_store(tmp_path / "store")
+    store.connect()
+    monkeypatch.setattr(SETTINGS, "JOB_STORE", store)
+    return store
+
+
+@pytest.mark.usefixtures("job_store")
+def test_store_in_memory_is_refused(tiny_config, launchpad):
+    with pytest.raises(ConfigError, match=r"JOB_STORE: expected a database, got .*JOBFLOW_CONFIG_FILE"):
+        submit_search(tiny_config(), launchpad)
+    assert launchpad.fireworks.count_documents({}) == 0
+
+
+def test_store_without_a_place_for_blobs_is_refused(tiny_config, launchpad, tmp_path, monkeypatch):
+    documents = EmbeddedStore("outputs", database_path=str(tmp_path / "documents"))
+    monkeypatch.setattr(SETTINGS, "JOB_STORE", JobStore(documents, additional_stores={"other": MemoryStore()}))
+    with pytest.raises(ConfigError, match=r"a store named `data` .*got \['other'\]"):
+        submit_search(tiny_config(), launchpad)
+    assert launchpad.fireworks.count_documents({}) == 0
+
+
+@pytest.mark.usefixtures("embedded")
+def test_search_lands_on_the_launchpad(tiny_config, launchpad):
+    said = submit_search(tiny_config(), launchpad)
+    assert "workflow of 7 fireworks" in said
+    assert "hullseeker status --project tiny" in said
+    [workflow] = launchpad.workflows.find({})
+    assert workflow["name"] == "tiny"
+    assert workflow["metadata"] == {"project": "tiny"}
+    specs = {fw["name"]: fw["spec"] for fw in launchpad.fireworks.find({})}
+    assert set(specs) == {f"generate 000.{i}" for i in range(3)} | {
+        f"{stage} 000" for stage in ("select", "label", "train", "advance")
+    }
+    for name, spec in specs.items():
+        stage = name.split()[0]
+        assert (spec["_category"], spec["project"], spec["stage"]) == (WORKERS[stage]["_category"], "tiny", stage)
+
+
+@pytest.mark.usefixtures("embedded")
+def test_one_worker_may_do_everything(tiny_config, launchpad):
+    submit_search(tiny_config(), launchpad, by_category=False)
+    assert all("_category" not in fw["spec"] for fw in launchpad.fireworks.find({}))
+
+
+def test_project_that_exists_is_refused(tiny_config, launchpad, finished, monkeypatch):
+    monkeypatch.setattr(SETTINGS, "JOB_STORE", embedded_job_store(finished / "store"))
+    with pytest.raises(ConfigError, match="project: the database holds a search 'tiny' already"):
+        submit_search(tiny_config(), launchpad)
+    assert launchpad.fireworks.count_documents({}) == 0
+    assert "added other" in submit_search(tiny_config(project="other"), launchpad)
+
+
+@pytest.mark.usefixtures("embedded")
+def test_project_that_only_waits_on_the_launchpad_is_refused(tiny_config, launchpad):
+    submit_search(tiny_config(), launchpad)
+    with pytest.raises(ConfigError, match=r"project: the LaunchPad holds 'tiny' already"):
+        submit_search(tiny_config(seed=2), launchpad)
+
+
+def test_configured_store_is_connected(embedded):
+    assert configured_store() is embedded
+    assert embedded.count() == 0
+
+
+def test_specs_do_not_grow_with_the_number_of_structures(tiny_config):
+    def size(n: int) -> int:
+        config = tiny_config(generate__n_initial=n, generate__chunk_size=10_000)
+        workflow = flow_to_workflow(SearchMaker(config, resources=WORKERS).make())
+        return max(len(bson.encode(fw.to_dict())) for fw in workflow.fws)
+
+    assert size(10_000) == pytest.approx(size(100), abs=16)
+    assert size(10_000) < 20_000
