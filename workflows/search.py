@@ -226,8 +226,9 @@ class SearchMaker(Maker):
             self._job(maker.make(job.output.batch, model, state), Stage.RELAX, number, str(i))
             for i, job in enumerate(generated)
         ]
-        # The candidates so far move on to the minima of the new model, so that all enthalpies are of one model.
-        jobs.append(self._job(maker.make(self.pool(number - 1), model, state), Stage.RELAX, number, "pool"))
+        if number > 1:
+            # The candidates so far move on to the minima of the new model, so that all enthalpies are of one model.
+            jobs.append(self._job(maker.make(self.pool(number - 1), model, state), Stage.RELAX, number, "pool"))
         return jobs
 
     def _label(self, batch: object, generation: int, kind: LabelKind, chunk: str = "") -> Job:
