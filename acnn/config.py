@@ -102,7 +102,7 @@ class RelaxConfig(Settings):
     volume_growth: float = Field(5.0, gt=1, description="Unsafe above this times the starting volume.")
     energy_drop: float = Field(30.0, gt=0, description="Unsafe when the energy falls further than this, eV/atom.")
     stress_limit_gpa: float = Field(5000.0, gt=0, description="Unsafe above this largest component of stress, GPa.")
-    skin: float = Field(0.3, ge=0, description="Neighbours are searched this far beyond the cutoff, Å.")
+    skin: float = Field(0.5, ge=0, description="Neighbours are searched this far beyond the cutoff, Å.")
     batch_atoms: int | None = Field(
         None, ge=1, description="Atoms relaxed at once; chosen from the memory of the device if not given."
     )

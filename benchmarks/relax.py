@@ -1,8 +1,9 @@
 """Relaxation speed, side by side on the same random crystals with the same ACNN.
 
-Run: ``OMP_NUM_THREADS=1 python benchmarks/relax.py [--quick] [--model FILE] [--out FILE]``. Without a model, one is trained for a
-minute on EMT labels of random Al-Cu crystals. Compared are `acnn.relax`, ASE (FIRE on a FrechetCellFilter) and, where it is
-installed, TorchSim (FIRE with the Frechet cell filter). Correctness is asserted in the same run. One thread each.
+Run: ``OMP_NUM_THREADS=1 python benchmarks/relax.py [--quick] [--model FILE] [--out FILE]``. Without a model, one is
+trained for a minute on EMT labels of random Al-Cu crystals. Compared are `acnn.relax`, ASE (FIRE on a
+FrechetCellFilter) and, where it is installed, TorchSim (FIRE with the Frechet cell filter). Correctness is asserted in
+the same run. One thread each.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import os
 import platform
 import time
 from collections import Counter
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,9 +32,11 @@ from acnn.batch import Batch
 from acnn.calculator import ACNNCalculator
 from acnn.config import ModelConfig, RelaxConfig, TrainConfig
 from acnn.neighbors import build_neighbors
-from acnn.nn.potential import Potential
 from acnn.relax import Relaxed, RelaxStatus, relax
 from acnn.train import train
+
+if TYPE_CHECKING:
+    from acnn.nn.potential import Potential
 
 FMAX = 0.02  # eV/Å
 GPA = 160.21766208  # GPa in one eV/Å^3
@@ -41,7 +44,9 @@ CLOSEST = 2.0  # Å, of the random crystals
 SAME = 1e-3  # eV/atom within which two minima are the same
 
 
-def random_crystals(seed: int, n: int, sizes: tuple[int, int], volume: tuple[float, float] = (15.0, 19.0)) -> list[Atoms]:
+def random_crystals(
+    seed: int, n: int, sizes: tuple[int, int], volume: tuple[float, float] = (15.0, 19.0)
+) -> list[Atoms]:
     """Make random Al-Cu crystals with no two atoms closer than 2 Å."""
     rng = np.random.default_rng(seed)
     frames: list[Atoms] = []
@@ -159,12 +164,10 @@ def time_ase(potential: Potential, frames: list[Atoms]) -> tuple[dict[str, Any],
 def time_torchsim(potential: Potential, frames: list[Atoms]) -> dict[str, Any] | None:
     """Relax all together with TorchSim, if it is there."""
     try:
-        import torch_sim as ts
-
-        from acnn.torchsim import ACNNModel
+        ts = import_module("torch_sim")
+        model = import_module("acnn.torchsim").ACNNModel(potential)
     except (ImportError, ValueError):
         return None
-    model = ACNNModel(potential)
     cpu, start = time.process_time(), time.perf_counter()
     ts.optimize(
         system=[atoms.copy() for atoms in frames],
@@ -195,7 +198,11 @@ def compare_minima(potential: Potential, results: list[Relaxed]) -> dict[str, fl
     ours = [r.energy / len(r.atoms) for r in relax(starts, potential, RelaxConfig(fmax=FMAX), pressure_gpa=0.0)]
     _, theirs = time_ase(potential, starts)
     gaps = np.abs(np.array(ours) - np.array(theirs))
-    return {"structures": len(starts), "same_fraction": float((gaps < SAME).mean()), "median_gap_ev": float(np.median(gaps))}
+    return {
+        "structures": len(starts),
+        "same_fraction": float((gaps < SAME).mean()),
+        "median_gap_ev": float(np.median(gaps)),
+    }
 
 
 def check(results: list[Relaxed], potential: Potential, frames: list[Atoms]) -> None:

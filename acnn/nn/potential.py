@@ -232,22 +232,27 @@ class Potential(nn.Module):
         parts = []
         for begin, end in system_pieces(counts, limit):
             atoms = slice(starts[begin], starts[end])
-            graph = self._graph(batch, neighbors, species, atoms, slice(begin, end))
+            graph = self._graph(batch, neighbors, species, (atoms, slice(begin, end)), dense=fast is None)
             if fast is None:
                 parts.append(self._evaluate(graph, batch.cells[begin:end], spread=spread))
             else:
                 parts.append(self._output(graph, batch.cells[begin:end], *fast(graph)))
         return _join(parts)
 
-    def _graph(self, batch: Batch, neighbors: Neighbors, species: torch.Tensor, atoms: slice, systems: slice) -> Graph:
-        """Cut out whole structures."""
+    def _graph(
+        self, batch: Batch, neighbors: Neighbors, species: torch.Tensor, piece: tuple[slice, slice], *, dense: bool
+    ) -> Graph:
+        """Cut out whole structures, given by their atoms and numbers; dense: without columns of padding."""
+        atoms, systems = piece
         with torch.no_grad():
             index, positions = neighbors.index[atoms], batch.positions
             system = batch.system[atoms]
             vectors = torch.bmm(neighbors.shift[atoms].to(positions.dtype), batch.cells[system])
             vectors = vectors + positions[index] - positions[atoms][:, None, :]
             vectors = pad_vectors(vectors, neighbors.mask[atoms], self.cutoff).to(self.dtype)
-            vectors, index = compact(vectors, index - atoms.start, self.cutoff)
+            index = index - atoms.start
+            if dense:
+                vectors, index = compact(vectors, index, self.cutoff)
             return Graph(vectors, index, species[atoms], system - systems.start, systems.stop - systems.start)
 
     def _evaluate(self, graph: Graph, cells: torch.Tensor, *, spread: bool) -> Output:

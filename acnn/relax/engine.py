@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from acnn.errors import NumericalError
-from acnn.neighbors import build_neighbors
+from acnn.relax.cache import NeighborCache
 from acnn.relax.guard import CODE, CODES, GPA, RETRIED, closest_ratio, first_broken
 from acnn.relax.minimizer import Minimizer, Trial
 from acnn.relax.pool import Job, Pool
@@ -119,11 +119,14 @@ class Engine:
 
     def _allocate(self, n_slots: int) -> None:
         """Make empty slots."""
+
         def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
             return torch.zeros((n_slots, *shape), dtype=dtype, device=self.device)
 
         self.pool = Pool(n_slots, self.device)
         self.minimizer = Minimizer(n_slots, self.settings, self.device)
+        cutoff, skin = self.potential.cutoff, self.settings.skin
+        self.neighbors = NeighborCache(n_slots, cutoff, skin, self.potential.dtype, self.device)
         self.n_steps = zeros(dtype=torch.int64)
         self.n_beyond = zeros(dtype=torch.int64)
         self.start_volume, self.start_energy = zeros(), zeros()
@@ -139,6 +142,7 @@ class Engine:
             self.minimizer.widen(3 + width)
         rows = self.pool.enter(jobs)
         self.minimizer.start(rows, self.pool.point[rows])
+        self.neighbors.forget(rows)
         self.n_steps[rows] = 0
         self.n_beyond[rows] = 0
         self.start_volume[rows] = torch.linalg.det(self.pool.start_cell[rows]).abs()
@@ -152,7 +156,9 @@ class Engine:
         beyond = found.codes > 0
         self.n_steps[rows] += 1
         self.n_beyond[rows] = self.n_beyond[rows] + beyond
-        patient = torch.isin(found.codes, self.retried) & (self.n_beyond[rows] <= RETRIES) & self.minimizer.started[rows]
+        patient = (
+            torch.isin(found.codes, self.retried) & (self.n_beyond[rows] <= RETRIES) & self.minimizer.started[rows]
+        )
         accept = self.minimizer.judge(rows, found.trial)
         self._record(rows, found, accept)
         codes = self._verdict(rows, torch.where(patient, 0, found.codes))
@@ -162,7 +168,7 @@ class Engine:
         return results
 
     def _verdict(self, rows: torch.Tensor, fatal: torch.Tensor) -> torch.Tensor:
-        """Number the reason for which each structure ends; 0 if converged, -1 if it goes on."""
+        """Give the number of the reason for which each structure ends; 0 if converged, -1 if it goes on."""
         settings = self.settings
         stalled = self.minimizer.stalled(rows)
         late = self.n_steps[rows] >= settings.max_steps
@@ -191,7 +197,7 @@ class Engine:
         dtype = self.potential.dtype
         geometry = self.pool.geometry(rows, self.minimizer.trial[rows])
         batch, present = self.pool.batch(rows, geometry, dtype)
-        neighbors = build_neighbors(batch, self.potential.cutoff)
+        neighbors = self.neighbors.update(rows, geometry, present, batch)
         output = self.potential.compute(batch, neighbors)
         self.n_calls += 1
         forces = torch.zeros_like(geometry.positions)
@@ -241,7 +247,9 @@ class Engine:
         geometry = self.pool.geometry(rows, self.minimizer.point[rows])
         cells, positions = geometry.cells.cpu().numpy(), geometry.positions.cpu().numpy()
         enthalpy = (self.energy[rows] + self.pool.pressure[rows] * geometry.volumes).tolist()
-        values = torch.stack([self.fmax[rows], self.residual[rows], self.energy[rows], self.spread[rows]], dim=1).tolist()
+        values = torch.stack(
+            [self.fmax[rows], self.residual[rows], self.energy[rows], self.spread[rows]], dim=1
+        ).tolist()
         n_steps, started = self.n_steps[rows].tolist(), self.minimizer.started[rows].tolist()
         results = []
         for k, (slot, code) in enumerate(zip(rows.tolist(), codes.tolist(), strict=True)):

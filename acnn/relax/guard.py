@@ -73,7 +73,9 @@ def distance_table(min_distance: Mapping[tuple[str, str], float] | np.ndarray | 
         return table
     for (one, two), value in min_distance.items():
         if one not in atomic_numbers or two not in atomic_numbers or not value >= 0:
-            raise ConfigError(f"min_distance: expected two element symbols and a distance in Å, got {one}-{two}: {value}")
+            raise ConfigError(
+                f"min_distance: expected two element symbols and a distance in Å, got {one}-{two}: {value}"
+            )
         a, b = atomic_numbers[one], atomic_numbers[two]
         table[a, b] = table[b, a] = value
     return table
@@ -114,7 +116,7 @@ def first_broken(
     stress: torch.Tensor,
     finite: torch.Tensor,
 ) -> torch.Tensor:
-    """Number the limit that each structure breaks.
+    """Find the limit that each structure breaks.
 
     Parameters
     ----------

@@ -15,6 +15,7 @@ from acnn.relax.strain import Deformation
 if TYPE_CHECKING:
     from ase import Atoms
 
+
 @dataclass(frozen=True)
 class Job:
     """One structure that waits for a slot.

@@ -161,14 +161,16 @@ def _logged(results: Iterator[Relaxed]) -> Iterator[Relaxed]:
         now = time.monotonic()
         if now - last > LOG_SECONDS:
             last = now
-            logger.info("%d structures, %.1f a second: %s", counts.total(), counts.total() / (now - start), dict(counts))
+            logger.info(
+                "%d structures, %.1f a second: %s", counts.total(), counts.total() / (now - start), dict(counts)
+            )
         yield result
     seconds = time.monotonic() - start
     logger.info("%d structures in %.1f s: %s", counts.total(), seconds, dict(counts))
 
 
 def read_jobs(frames: Iterable[Atoms], pressure_gpa: float | Sequence[float] | np.ndarray) -> Iterator[Job]:
-    """Number the structures and give each its pressure.
+    """Give each structure its number and its pressure.
 
     Parameters
     ----------

@@ -43,13 +43,14 @@ def read_stream(path: Path) -> Iterator[Atoms]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     kind = "extxyz" if path.suffix in (".xyz", ".extxyz") else None
-    index = -1
+    n_read = 0
     try:
-        for index, atoms in enumerate(iread(path, index=":", format=kind)):
+        for atoms in iread(path, index=":", format=kind):
+            n_read += 1
             atoms.calc = None
             yield atoms
     except (OSError, ValueError, KeyError, IndexError, StopIteration, UnicodeDecodeError, AssertionError) as error:
-        raise DataError(f"{path}: structure {index + 1} cannot be read: {error}") from error
+        raise DataError(f"{path}: structure {n_read} cannot be read: {error}") from error
 
 
 def annotated(result: Relaxed, pressure_gpa: float) -> Atoms:
@@ -130,9 +131,7 @@ def relax_file(
     partial = out.with_name(out.name + ".partial")
     with partial.open("w") as file:
         frames = read_stream(source)
-        for result in relax(
-            frames, potential, settings, pressure_gpa=pressure_gpa, workers=workers, folder=folder
-        ):
+        for result in relax(frames, potential, settings, pressure_gpa=pressure_gpa, workers=workers, folder=folder):
             write(file, annotated(result, pressure_gpa), format="extxyz")
             counts[result.status.value + (f": {result.reason}" if result.reason else "")] += 1
             if progress is not None:

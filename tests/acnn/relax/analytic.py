@@ -16,6 +16,8 @@ from acnn.neighbors import Neighbors, build_neighbors
 
 @dataclass
 class Output:
+    """Energies and their derivatives."""
+
     energy: torch.Tensor
     forces: torch.Tensor
     stress: torch.Tensor
@@ -41,7 +43,8 @@ class Morse:
         f, df = (1 - x * x) ** 3, -6 * x / self.cutoff * (1 - x * x) ** 2
         return v * f, dv * f + v * df
 
-    def compute(self, batch: Batch, neighbors: Neighbors | None = None, *, spread: bool = False) -> Output:
+    def compute(self, batch: Batch, neighbors: Neighbors | None = None) -> Output:
+        """Evaluate a batch."""
         self.n_calls += 1
         neighbors = neighbors or build_neighbors(batch, self.cutoff)
         vectors = neighbors.vectors(batch)
@@ -68,7 +71,7 @@ class MorseCalculator(Calculator):
         self.potential = potential
         self.n_calls = 0
 
-    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):  # noqa: ANN001, D102
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):  # noqa: D102
         super().calculate(atoms, properties, system_changes)
         self.n_calls += 1
         batch = Batch.from_atoms([self.atoms], self.potential.dtype, "cpu")

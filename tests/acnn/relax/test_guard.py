@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,14 @@ from analytic import Morse, Output, random_crystals
 from ase import Atoms
 from ase.neighborlist import neighbor_list
 
-from acnn.batch import Batch
 from acnn.config import RelaxConfig
 from acnn.errors import ConfigError, DataError, NumericalError
-from acnn.neighbors import Neighbors
 from acnn.relax import FailureReason, Relaxed, RelaxStatus, relax
 from acnn.relax.guard import distance_table
+
+if TYPE_CHECKING:
+    from acnn.batch import Batch
+    from acnn.neighbors import Neighbors
 
 
 class Spoiled(Morse):
@@ -24,8 +28,9 @@ class Spoiled(Morse):
         super().__init__()
         self.wrong = wrong
 
-    def compute(self, batch: Batch, neighbors: Neighbors | None = None, *, spread: bool = False) -> Output:
-        output = super().compute(batch, neighbors, spread=spread)
+    def compute(self, batch: Batch, neighbors: Neighbors | None = None) -> Output:
+        """Evaluate a batch, wrongly."""
+        output = super().compute(batch, neighbors)
         has_hydrogen = torch.zeros(len(batch.cells), dtype=torch.bool)
         has_hydrogen[batch.system[batch.numbers == 1]] = True
         if self.wrong == "energy":
@@ -114,10 +119,10 @@ def test_a_structure_out_of_steps_says_so():
 
 def test_running_out_of_memory_halves_the_batch():
     class Small(Morse):
-        def compute(self, batch: Batch, neighbors: Neighbors | None = None, *, spread: bool = False) -> Output:
+        def compute(self, batch: Batch, neighbors: Neighbors | None = None) -> Output:
             if len(batch.numbers) > 20:
                 raise torch.OutOfMemoryError
-            return super().compute(batch, neighbors, spread=spread)
+            return super().compute(batch, neighbors)
 
     frames = random_crystals(5, 6)
     results = list(relax(frames, Small(), RelaxConfig(), pressure_gpa=0.0))

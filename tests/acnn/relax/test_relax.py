@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import spglib
 import torch
 from analytic import Morse, MorseCalculator, random_crystals
-from ase import Atoms
 from ase.build import bulk
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE
@@ -17,12 +17,15 @@ from ase.optimize import BFGS, FIRE
 from acnn.config import RelaxConfig
 from acnn.relax import RelaxStatus, relax
 
+if TYPE_CHECKING:
+    from ase import Atoms
+
 GPA = 160.21766208  # GPa in one eV/Å^3
 ENERGY_TOLERANCE = 1e-3  # eV per atom, the distance at which two minima count as the same
 
 
 def group_of(atoms: Atoms) -> int:
-    """Number of the space group, within 1e-4 Å."""
+    """Find the number of the space group, within 1e-4 Å."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # spglib is changing how it reports errors
         data = spglib.get_symmetry_dataset((atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), 1e-4)
@@ -115,7 +118,7 @@ def test_each_structure_may_have_its_own_pressure():
 
 
 def test_fewer_calls_than_half_of_fire():
-    frames = random_crystals(11, 3, (6, 6))
+    frames = random_crystals(11, 3, (4, 4))
     potential = Morse()
     ours = [r.n_steps for r in relax(frames, potential, RelaxConfig(), pressure_gpa=0.0)]
     theirs = []
