@@ -62,7 +62,7 @@ def verify(config: SearchConfig) -> None:
             f"got {config.generate.n_initial}"
         )
     knowledge = Knowledge.initial(config.system, config.pressure_gpa)
-    generate(config.generate, knowledge, elements=config.system, n=1, seed=np.random.SeedSequence(config.seed))
+    generate(config.trial_settings, knowledge, elements=config.system, n=1, seed=np.random.SeedSequence(config.seed))
     SearchMaker(config).make()
 
 

@@ -69,6 +69,22 @@ def check(file: SearchFile) -> None:
 
 
 @app.command()
+def generate(
+    file: SearchFile,
+    *,
+    n: Annotated[int, typer.Option("-n", min=1, help="Trial crystals.")],
+    out: Annotated[Path, typer.Option(help="File for the crystals, .extxyz.")],
+    generation: Annotated[int, typer.Option(min=0, help="Generation whose random numbers to use.")] = 0,
+    processes: Annotated[int, typer.Option(min=1, help="Cores; the crystals do not depend on it.")] = 1,
+) -> None:
+    """Make trial crystals as a search would, and nothing else."""
+    from workflows.config import load_config
+    from workflows.trials import write_trials
+
+    typer.echo(write_trials(load_config(file), n, out, generation=generation, processes=processes))
+
+
+@app.command()
 def run(
     file: SearchFile,
     *,

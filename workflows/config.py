@@ -83,6 +83,14 @@ class SearchConfig(BaseModel):
         return "-".join(sorted(self.system))
 
     @property
+    def trial_settings(self) -> GenerateConfig:
+        """The `generate` section with the elements among its compositions: a hull needs its ends."""
+        if self.generate.compositions is None:
+            return self.generate
+        wanted = dict.fromkeys([*self.generate.compositions, *self.system])
+        return self.generate.model_copy(update={"compositions": tuple(wanted)})
+
+    @property
     def reduced_compositions(self) -> tuple[str, ...]:
         """Formulas that the user asked for, reduced; empty when compositions vary."""
         amounts = [Composition(formula).get_el_amt_dict() for formula in self.generate.compositions or ()]

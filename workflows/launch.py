@@ -113,7 +113,7 @@ def submit_search(config: SearchConfig, launchpad: LaunchPad | None = None, *, b
     waiting = launchpad.get_wf_ids({"metadata.project": config.project, "state": {"$ne": "ARCHIVED"}})
     if waiting:
         raise ConfigError(
-            f"project: the LaunchPad holds {config.project!r} already, as the workflow of firework {waiting[0]}; choose "
+            f"project: the LaunchPad holds {config.project!r} already (workflow of firework {waiting[0]}); choose "
             f"another name, or archive it with `lpad archive -i {waiting[0]}`"
         )
     flow = SearchMaker(config, resources=WORKERS if by_category else {}).make()

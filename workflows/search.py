@@ -9,6 +9,7 @@ from jobflow import Flow, Job, Maker
 
 from csp.advance import SearchState, initial_state
 from csp.feedback import labels_left
+from csp.generate.parallel import chunk_sizes
 from csp.knowledge import Knowledge
 from makers.advance import AdvanceMaker
 from makers.documents import LabelKind
@@ -205,17 +206,13 @@ class SearchMaker(Maker):
         return AdvanceMaker(self.config.project, self.label_fingerprint, self.config.advance, self.config.select)
 
     def _generate(self, state: SearchState) -> list[Job]:
-        settings, number = self.config.generate, state.generation
+        settings, number = self.config.trial_settings, state.generation
         n = state.n_structures if number else settings.n_initial
-        if settings.compositions is not None:  # the hull needs its ends, whatever else is searched
-            wanted = dict.fromkeys([*settings.compositions, *self.config.system])
-            settings = settings.model_copy(update={"compositions": tuple(wanted)})
         maker = GenerateMaker(self.config.system, self.config.seed, settings)
         pool = self.pool(number - 1) if number > 1 else None
-        chunks = range(0, n, settings.chunk_size)
         return [
-            self._job(maker.make(state, min(settings.chunk_size, n - start), i, pool), Stage.GENERATE, number, str(i))
-            for i, start in enumerate(chunks)
+            self._job(maker.make(state, size, i, pool), Stage.GENERATE, number, str(i))
+            for i, size in enumerate(chunk_sizes(n, settings.chunk_size))
         ]
 
     def _relax(self, state: SearchState, generated: list[Job]) -> list[Job]:
