@@ -100,7 +100,8 @@ class NeighborCache:
         square = strain.mT @ strain
         largest = (square @ square).norm(dim=(1, 2)) ** 0.25
         reach = (1.0 - largest) * (self.cutoff + self.skin) - 2.0 * away.norm(dim=2).amax(1)
-        return ~(reach > self.cutoff + ROUNDING)
+        moved: torch.Tensor = ~(reach > self.cutoff + ROUNDING)
+        return moved
 
     def _search(
         self, rows: torch.Tensor, geometry: Geometry, present: torch.Tensor, batch: Batch, stale: torch.Tensor

@@ -138,7 +138,7 @@ class Minimizer:
 
     def _adapt(self, rows: torch.Tensor, accept: torch.Tensor, rise: torch.Tensor, step: torch.Tensor) -> None:
         """Widen the trust radius after a good step that used it, shrink it after a rejected one."""
-        longest = step.unflatten(1, (-1, 3)).norm(dim=2).amax(1)
+        longest = _rows(step).norm(dim=2).amax(1)
         radius = self.radius[rows]
         good = accept & (rise < 0.25 * self.slope[rows])
         radius = torch.where(good, (2.0 * radius).clamp(max=self.max_step), radius)
@@ -166,7 +166,12 @@ class Minimizer:
         steepest = -FIRST_CURVATURE * gradient
         uphill = ~(slope < -1e-6 * step.norm(dim=1) * gradient.norm(dim=1))
         step = torch.where(uphill[:, None], steepest, step)
-        longest = step.unflatten(1, (-1, 3)).norm(dim=2).amax(1)
+        longest = _rows(step).norm(dim=2).amax(1)
         step = step * (self.radius[rows] / longest.clamp(min=1e-300)).clamp(max=1.0)[:, None]
         self.slope[rows] = (step * gradient).sum(1)
-        self.trial[rows] = self.point[rows] + step.unflatten(1, (-1, 3))
+        self.trial[rows] = self.point[rows] + _rows(step)
+
+
+def _rows(step: torch.Tensor) -> torch.Tensor:
+    """Show flat steps as rows of three, shape (n, rows, 3)."""
+    return step.view(len(step), -1, 3)

@@ -265,7 +265,7 @@ class Pool:
         Atoms
             A copy without calculator.
         """
-        atoms = self.job(slot).atoms.copy()
+        atoms: Atoms = self.job(slot).atoms.copy()
         atoms.set_cell(cell)
         atoms.set_positions(positions[: len(atoms)], apply_constraint=False)
         return atoms

@@ -45,4 +45,5 @@ class Deformation:
         outer = self._inverse @ virial
         inner = self._vectors.mT @ outer @ self._vectors
         full = self._vectors @ (inner * self._divided) @ self._vectors.mT
-        return 0.5 * (full + full.mT)
+        symmetric: torch.Tensor = 0.5 * (full + full.mT)
+        return symmetric

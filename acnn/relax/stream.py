@@ -68,7 +68,7 @@ def annotated(result: Relaxed, pressure_gpa: float) -> Atoms:
     Atoms
         A copy with the energy as its calculator's and the rest in `info`.
     """
-    atoms = result.atoms.copy()
+    atoms: Atoms = result.atoms.copy()
     atoms.info |= {
         "relax_status": result.status.value,
         "relax_reason": result.reason,
