@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ase.io import write
+from ase.io.formats import UnknownFileTypeError
 from pymatgen.core import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
@@ -93,5 +94,5 @@ def export_labels(store: JobStore, project: str, out: Path) -> int:
 def _write(out: Path, frames: list[Atoms]) -> None:
     try:
         write(out, frames)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, UnknownFileTypeError) as error:
         raise ConfigError(f"{out}: cannot be written ({error}); use .extxyz, .cif or .json") from error

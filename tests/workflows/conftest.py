@@ -29,7 +29,6 @@ TINY: dict[str, Any] = {
     # a number of steps, not of seconds: the same model on any machine
     "train": {
         "max_steps": 150,
-        "learning_rate": 0.02,
         "model": {
             "members": 2,
             "n_radial": 6,

@@ -115,10 +115,11 @@ def test_search_under_fireworks_completes_with_the_same_answer(
     assert [wf["state"] for wf in launchpad.workflows.find({})] == ["COMPLETED"]
     assert answer(store) == answer(in_memory)
 
-    # every job, those of later generations and the spawned label jobs included, asks for the worker of its stage
-    categories = {fw["name"]: fw["spec"].get("_category") for fw in launchpad.fireworks.find({})}
-    for name, category in categories.items():
+    # every job, those of later generations and the spawned ones included, asks for the worker of its stage
+    categories = [(fw["name"], fw["spec"].get("_category")) for fw in launchpad.fireworks.find({})]
+    for name, category in categories:
         stage = name.split(" ", maxsplit=1)[0]
-        if stage in WORKERS and not name.endswith(".collect"):
-            assert category == WORKERS[stage]["_category"], name
-    assert categories["label 002.1"] == "dft"
+        own = stage in WORKERS and not name.endswith(".collect")
+        assert category == WORKERS[stage if own else "advance"]["_category"], name
+    assert ("label 002.1", "dft") in categories
+    assert ("label 002.final.1", "dft") in categories
