@@ -84,33 +84,37 @@ def ours(
         )
         for i, request in enumerate(requests)
     ]
-    refused = Pool(settings, knowledge).work(tasks, lambda _, atoms: made.append(atoms))
+
+    def accept(request: Request, atoms: Atoms) -> None:
+        atoms.info["request"] = request.index
+        made.append(atoms)
+
+    refused = Pool(settings, knowledge).work(tasks, accept)
     return made, refused, time.process_time() - started
 
 
-def theirs(python: str, knowledge: Knowledge, requests: list[dict[str, Any]], budget_s: float) -> dict[str, Any]:
-    """Answer the requests with PyXtal in its own environment."""
+def theirs(
+    python: str, knowledge: Knowledge, requests: list[dict[str, Any]], budget_s: float, *, keep: bool = False
+) -> dict[str, Any]:
+    """Answer the requests with PyXtal in its own environment; keep the crystals and their places if asked."""
     pairs = [(*(pair.split("-")), distance) for pair, distance in knowledge.distances.items()]
     with tempfile.TemporaryDirectory() as folder:
         question, answer = Path(folder, "requests.json"), Path(folder, "answers.json")
-        task = {
-            "distances": pairs,
-            "requests": requests,
-            "warm_up": requests[:3],
-            "limit_s": 20.0,
-            "budget_s": budget_s,
-        }
-        question.write_text(json.dumps(task))
+        task = {"distances": pairs, "requests": requests, "warm_up": requests[:3], "limit_s": 20.0}
+        question.write_text(json.dumps(task | {"budget_s": budget_s}))
         command = [python, str(HERE / "generate_pyxtal.py"), str(question), str(answer)]
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # noqa: S603 - our own script
         result: dict[str, Any] = json.loads(answer.read_text())
+    answers = result.pop("answers")
+    places = [i for i, entry in enumerate(answers) if "cell" in entry]
     crystals = [
-        Atoms(a["symbols"], cell=a["cell"], scaled_positions=a["fractions"], pbc=True)
-        for a in result.pop("answers")
-        if "cell" in a or result.setdefault("refused", Counter()).update([a["reason"]])
+        Atoms(answers[i]["symbols"], cell=answers[i]["cell"], scaled_positions=answers[i]["fractions"], pbc=True)
+        for i in places
     ]
+    result["refused"] = Counter(entry["reason"] for entry in answers if "reason" in entry)
     good = sum(holds(atoms, knowledge) for atoms in crystals)
-    return {**result, "made": len(crystals), "valid": good, "rate": good / result["cpu_seconds"]}
+    result |= {"made": len(crystals), "valid": good, "rate": good / result["cpu_seconds"]}
+    return result | {"crystals": crystals, "places": places} if keep else result
 
 
 def holds(atoms: Atoms, knowledge: Knowledge) -> bool:

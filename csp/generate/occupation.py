@@ -86,7 +86,8 @@ class Filler:
     def draw(self, counts: tuple[int, ...], rng: np.random.Generator) -> list[tuple[int, int]] | None:
         """Place every atom.
 
-        The next position is drawn evenly from those that leave the rest possible, so no draw is ever wasted.
+        The next position is drawn from those that leave the rest possible, so no draw is ever wasted, with weights
+        equal to multiplicities: crystals of few orbits, as nature prefers them, come more often.
 
         Parameters
         ----------
@@ -133,14 +134,14 @@ class Filler:
                 left[kind] = count - size
                 fits[size] = self._possible(tuple(sorted(left)), tuple(stock))
             if fits[size]:
-                options.append((1.0, size, index))
+                options.append((float(size), size, index))
         for place, size in enumerate(self.sizes):
             if size > count or not stock[place]:
                 continue
             left[kind] = count - size
             stock[place] -= 1
             if self._possible(tuple(sorted(left)), tuple(stock)):
-                options.append((stock[place] + 1.0, size, None))
+                options.append(((stock[place] + 1.0) * size, size, None))
             stock[place] += 1
         left[kind] = count
         return options
