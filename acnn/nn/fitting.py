@@ -170,7 +170,7 @@ class Fitting(nn.Module):
             Matrices, shape (n_elements, n_features, members * (1 + width)), and offsets, shape
             (n_elements, members * (1 + width)).
         """
-        weights = self.linear
+        weights: torch.Tensor = self.linear
         if self.first is not None:
             weights = torch.cat([weights, self.first.transpose(1, 2).flatten(2)], dim=2)
         offset = self.offset if self.bias is None else torch.cat([self.offset, self.bias], dim=1)

@@ -18,7 +18,7 @@ from acnn.errors import ConfigError, ModelError, NumericalError
 from acnn.nn.potential import Potential
 from acnn.train.dataset import Dataset
 from acnn.train.labels import Label, LabelSet, read_labels, split_families
-from acnn.train.loss import RobustLoss, Weights, energy_trust, residuals
+from acnn.train.loss import RobustLoss, Weights, energy_trust, random_mixture, residuals
 from acnn.train.metrics import calibration_factor, measure
 from acnn.train.optimizer import Soap
 from acnn.train.prepare import set_onsets, set_references, set_whitening
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WARM_UP = 0.03  # of the training, during which the learning rate rises
+WARM_UP_STEPS = 30.0  # at least
+EXPLODED = 1e6  # a loss that no training recovers from; it starts at about one
+MOST_REWINDS = 4
 OWNED = 0.8  # part of the families that each committee member learns from
 SAVE_SECONDS = 30.0
 
@@ -171,7 +174,7 @@ class _Run:
         decayed = [name.startswith(("fitting.first", "fitting.weights", "attention")) for name, _ in named]
         self.optimizer = Soap(self.parameters, settings.weight_decay, decayed)
         self.average = [p.detach().clone() for p in self.parameters]
-        self.state = RunState()
+        self.state = RunState(best=[p.detach().clone() for p in self.parameters])
         self.max_steps = settings.max_steps or default_steps(
             int(self.data.counts[self.kept].sum()), settings, warm=warm
         )
@@ -220,7 +223,8 @@ class _Run:
         """Rise, then fall to zero along a half cosine."""
         settings = self.settings
         top = settings.warm_learning_rate if self.warm else settings.learning_rate
-        rise = min(1.0, (self.state.step + 1) / max(10.0, WARM_UP * self.max_steps))
+        rise = min(1.0, (self.state.step + 1) / max(WARM_UP_STEPS, WARM_UP * self.max_steps))
+        top *= 0.3**self.state.rewinds
         return top * rise * (0.005 + 0.995 * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
     def _step(self, progress: float) -> None:
@@ -230,12 +234,13 @@ class _Run:
             state.queue = self.data.epoch(self.kept, self.settings.batch_atoms, self.generator)
         graph, targets = self.data.batch(state.queue.pop())
         owned = self.owned[targets.number]
-        member = torch.multinomial(owned, 1, generator=self.generator)[:, 0]
-        misfits = residuals(self.potential, graph, targets, member, training=True)
+        mixture = random_mixture(owned, self.generator)
+        misfits = residuals(self.potential, graph, targets, mixture, training=True)
         loss = self.loss(misfits, targets, self._weights(progress), owned)
         state.loss = float(loss.detach())
-        if not math.isfinite(state.loss):
-            raise NumericalError(f"step {state.step}: the loss is {state.loss}; is one of the labels wrong?")
+        if not abs(state.loss) < EXPLODED:
+            self._rewind()
+            return
         gradients = torch.autograd.grad(loss, self.parameters)
         self.optimizer.step(gradients, self._learning_rate(progress))
         state.step += 1
@@ -243,6 +248,21 @@ class _Run:
         with torch.no_grad():
             for average, parameter in zip(self.average, self.parameters, strict=True):
                 average.lerp_(parameter, 1.0 - decay)
+
+    def _rewind(self) -> None:
+        """Go back to the best weights so far, with a smaller learning rate, after the loss has exploded."""
+        state = self.state
+        state.step += 1
+        state.rewinds += 1
+        logger.warning("step %d: the loss is %g; going back to the best weights", state.step, state.loss)
+        if state.rewinds > MOST_REWINDS:
+            raise NumericalError(f"step {state.step}: the loss is {state.loss}; is one of the labels wrong?")
+        with torch.no_grad():
+            for parameter, average, best in zip(self.parameters, self.average, state.best, strict=True):
+                parameter.copy_(best)
+                average.copy_(best)
+        self.optimizer.reset()
+        self.loss.typical.fill_(-1.0)
 
     def _swap(self) -> None:
         """Exchange the weights with their moving average."""

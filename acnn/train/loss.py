@@ -58,7 +58,7 @@ class Misfits:
 
 
 def residuals(
-    potential: Potential, graph: Graph, targets: Targets, member: torch.Tensor | None, *, training: bool
+    potential: Potential, graph: Graph, targets: Targets, mixture: torch.Tensor | None, *, training: bool
 ) -> Misfits:
     """Evaluate the potential and subtract the targets.
 
@@ -70,8 +70,9 @@ def residuals(
         Neighbourhoods.
     targets
         The labels.
-    member
-        The member whose forces each structure tests, shape (n_systems,); None: the committee's mean.
+    mixture
+        Weights of the members whose mixed force each structure tests, shape (n_systems, n_members), rows that sum to
+        one; None: the committee's mean, also for the energy.
     training
         Keep the graph of operations for a later derivative.
 
@@ -84,11 +85,11 @@ def residuals(
     graph = Graph(vectors, graph.index, graph.species, graph.system, graph.n_systems)
     with torch.enable_grad():
         members = potential(graph)
-        chosen = members.mean(1) if member is None else members.gather(1, member[graph.system][:, None])[:, 0]
+        chosen = members.mean(1) if mixture is None else (members * mixture[graph.system]).sum(1)
         gradient = torch.autograd.grad(chosen.sum(), vectors, create_graph=training)[0]
     forces, virial = assemble(graph, gradient)
     total = members.new_zeros((graph.n_systems, members.shape[1])).index_add(0, graph.system, members)
-    if member is None:
+    if mixture is None:
         total = total.mean(1, keepdim=True)
     unit, counts = potential.scale, targets.counts
     return Misfits(
@@ -96,6 +97,30 @@ def residuals(
         torch.nan_to_num((forces - targets.forces) / unit),
         torch.nan_to_num((virial - targets.virial) / counts[:, None, None] / unit),
     )
+
+
+def random_mixture(owned: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw how much each member counts in the forces of each structure.
+
+    A uniform draw from all mixtures trains the committee's mean at the speed of a single network, at the cost of one
+    gradient, and still holds every member to the labels: the expected loss is that of the mean plus the variance of
+    the weights times the members' disagreement.
+
+    Parameters
+    ----------
+    owned
+        One where a member may learn from a structure, shape (n_systems, n_members).
+    generator
+        Source of randomness.
+
+    Returns
+    -------
+    torch.Tensor
+        Same shape; rows sum to one.
+    """
+    draw = torch.rand(owned.shape, generator=generator, dtype=torch.float64).clamp(min=1e-12)
+    weights = -torch.log(draw).to(owned) * owned
+    return weights / weights.sum(1, keepdim=True)
 
 
 class RobustLoss:

@@ -46,6 +46,11 @@ class Soap:
         self.steps = 0
         self.state: list[dict[str, torch.Tensor]] = [{} for _ in self.parameters]
 
+    def reset(self) -> None:
+        """Forget all that was gathered from gradients."""
+        self.steps = 0
+        self.state = [{} for _ in self.parameters]
+
     def step(self, gradients: Sequence[torch.Tensor], learning_rate: float) -> None:
         """Move the parameters once.
 

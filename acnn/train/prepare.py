@@ -28,18 +28,28 @@ def set_references(potential: Potential, labels: Sequence[Label]) -> None:
     numbers = [atomic_numbers[symbol] for symbol in potential.elements]
     references = fit_references(labels, numbers)
     potential.reference.copy_(torch.as_tensor(references))
-    forces = [label.forces for label in labels if label.forces is not None]
-    scale = typical_force(forces)
-    potential.scale.fill_(scale)
+    potential.scale.fill_(typical_force(labels))
 
 
-def typical_force(forces: Sequence[np.ndarray]) -> float:
-    """Give a robust size of the force components, eV/Å, that a few wild labels do not move; 1 where there are none."""
-    if not forces:
-        return 1.0
-    sizes = np.array([np.sqrt(np.mean(np.square(f))) for f in forces])
-    sizes = sizes[sizes > 1e-3]
-    return float(np.clip(np.median(sizes), 0.02, 20.0)) if len(sizes) else 0.1
+def typical_force(labels: Sequence[Label]) -> float:
+    """Give a robust size of the force components, eV/Å, that a few wild labels do not move.
+
+    Parameters
+    ----------
+    labels
+        The labels.
+
+    Returns
+    -------
+    float
+        The median over structures; where no forces differ from zero, the size of the virials per atom instead, eV.
+    """
+    sizes = [float(np.sqrt(np.mean(np.square(x.forces)))) for x in labels if x.forces is not None]
+    sizes = [size for size in sizes if size > 1e-3]
+    if not sizes:
+        stresses = [(x.stress, x.atoms) for x in labels if x.stress is not None]
+        sizes = [float(np.abs(stress).mean()) * atoms.cell.volume / len(atoms) for stress, atoms in stresses]
+    return float(np.clip(np.median(sizes), 0.02, 20.0)) if sizes else 1.0
 
 
 def set_onsets(potential: Potential, dataset: Dataset) -> None:

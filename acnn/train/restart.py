@@ -38,6 +38,8 @@ class RunState:
         Evaluations since then.
     stopped
         Whether the patience is spent.
+    rewinds
+        How often the loss has exploded.
     best
         The weights of the lowest score.
     queue
@@ -52,6 +54,7 @@ class RunState:
     best_score: float = math.inf
     waited: int = 0
     stopped: bool = False
+    rewinds: int = 0
     best: list[torch.Tensor] = field(default_factory=list)
     queue: list[torch.Tensor] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
@@ -89,7 +92,7 @@ def save_state(folder: Path, run: Any) -> None:  # noqa: ANN401
         tensors.update({f"optimizer.{i}.{key}": value.clone() for key, value in entry.items()})
     tensors.update({f"queue.{i}": chosen.clone() for i, chosen in enumerate(state.queue)})
     tensors.update({f"buffer.{key}": value.clone() for key, value in run.potential.named_buffers()})
-    head = {key: getattr(state, key) for key in ("step", "seconds", "loss", "waited", "stopped", "history")}
+    head = {key: getattr(state, key) for key in ("step", "seconds", "loss", "waited", "stopped", "rewinds", "history")}
     head |= {"identity": identity(run), "best_score": state.best_score if math.isfinite(state.best_score) else None}
     head |= {"optimizer_steps": run.optimizer.steps}
     tensors = {key: value.contiguous() for key, value in tensors.items()}
@@ -138,7 +141,7 @@ def load_state(folder: Path, run: Any) -> bool:  # noqa: ANN401
 def _restore(run: Any, head: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:  # noqa: ANN401
     """Put everything back in place."""
     state: RunState = run.state
-    for key in ("step", "seconds", "loss", "waited", "stopped", "history"):
+    for key in ("step", "seconds", "loss", "waited", "stopped", "rewinds", "history"):
         setattr(state, key, head[key])
     state.best_score = math.inf if head["best_score"] is None else head["best_score"]
     with torch.no_grad():

@@ -8,11 +8,12 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from acnn import checkpoint
 from acnn.config import ModelConfig, TrainConfig
-from acnn.errors import ConfigError, DataError, ModelError
+from acnn.errors import ConfigError, DataError, ModelError, NumericalError
 from acnn.evaluate import evaluate, predict
 from acnn.train import history_csv, train
 from acnn.train.labels import fit_references, read_labels, split_families
 from acnn.train.loop import _Run
+from acnn.train.loss import RobustLoss, random_mixture
 
 SHAPE = {"n_radial": 6, "channels": 4, "mixed_channels": 4, "hidden": (16,), "l_max": 3, "members": 2}
 MODEL = ModelConfig(**SHAPE)
@@ -129,10 +130,10 @@ def test_wild_labels_are_counted_and_do_not_hurt(alloys, other_alloys):
         wild(1.0, stress=np.full(6, 1e3)),
         wild(np.nan),
     ]
-    result = train([*alloys, *bad], model=MODEL, settings=TrainConfig(max_steps=200), seed=0)
+    result = train([*alloys, *bad], model=MODEL, settings=TrainConfig(max_steps=100), seed=0)
     assert sum(result.dropped.values()) == 5
     assert len(result.dropped) == 4
-    clean = train(alloys, model=MODEL, settings=TrainConfig(max_steps=200), seed=0)
+    clean = train(alloys, model=MODEL, settings=TrainConfig(max_steps=100), seed=0)
     errors = [evaluate(r.potential, other_alloys).force_mae_ev_per_a for r in (result, clean)]
     assert errors[0] < 1.5 * errors[1]
 
@@ -192,6 +193,33 @@ def test_references_ignore_wild_labels(alloys):
     np.testing.assert_allclose(fit_references(labels, [29, 79]), clean, atol=0.3)
 
 
+def test_an_exploded_loss_is_taken_back(alloys, monkeypatch, caplog):
+    measured = RobustLoss.__call__
+    bad_calls = {5}
+
+    def exploding(loss: RobustLoss, *arguments: object) -> torch.Tensor:
+        value = measured(loss, *arguments)
+        exploding.calls += 1
+        return value * torch.inf if exploding.calls in bad_calls else value
+
+    exploding.calls = 0
+    monkeypatch.setattr(RobustLoss, "__call__", exploding)
+    result = train(alloys, model=MODEL, settings=QUICK, seed=0)
+    assert "going back to the best weights" in caplog.text
+    assert np.isfinite(predict(result.potential, alloys).energies).all()
+    bad_calls.update(range(1000))
+    with pytest.raises(NumericalError, match="is one of the labels wrong"):
+        train(alloys, model=MODEL, settings=QUICK, seed=0)
+
+
 def test_time_limit_ends_the_training(alloys):
     result = train(alloys, model=MODEL, settings=TrainConfig(max_steps=10**6, max_time=1.0), seed=0)
     assert 0.5 < result.seconds < 5.0
+
+
+def test_mixtures_keep_to_the_owners():
+    owned = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    drawn = torch.stack([random_mixture(owned, torch.Generator().manual_seed(seed)) for seed in range(200)])
+    assert not drawn[:, owned == 0].any()
+    torch.testing.assert_close(drawn.sum(2), torch.ones(200, 2))
+    assert abs(float(drawn[:, 0, 0].mean()) - 0.5) < 0.1

@@ -1,0 +1,133 @@
+"""Measure the potential on random-search structures of silicon: accuracy, calibration of the committee, warm starts.
+
+The data are those of PyXtal_FF (Yanxon et al., Mach. Learn.: Sci. Technol. 2, 027001, 2021); get them with
+``git clone https://github.com/MaterSim/PyXtal_FF`` and run
+
+    python benchmarks/random_search.py PyXtal_FF/pyxtal_ff/datasets/Si/PyXtal --additions 5 --out random.json
+
+The files Si4, Si6, Si8 and Si16 hold energies and forces (eV, Å), no stresses, from equilibrium to 30 eV/atom above it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from acnn import __version__
+from acnn.config import ModelConfig, TrainConfig
+from acnn.evaluate import evaluate
+from acnn.train import TrainResult, train
+
+if TYPE_CHECKING:
+    from acnn.nn.potential import Potential
+
+FILES = ("Si4", "Si6", "Si8", "Si16")
+
+
+def read(folder: Path) -> list[Atoms]:
+    """Read all structures that the folder holds.
+
+    Parameters
+    ----------
+    folder
+        With the files Si4.json to Si16.json.
+
+    Returns
+    -------
+    list
+        Labelled structures.
+    """
+    frames = []
+    for name in FILES:
+        for entry in json.loads((folder / f"{name}.json").read_text()):
+            cell, scaled = entry["lattice"]["data"], entry["coords"]["data"]
+            atoms = Atoms(entry["elements"], scaled_positions=scaled, cell=cell, pbc=True)
+            forces = np.array(entry["force"], dtype=float).reshape(-1, 3)
+            atoms.calc = SinglePointCalculator(atoms, energy=entry["energy"], forces=forces)
+            frames.append(atoms)
+    return frames
+
+
+def fit(frames: list[Atoms], args: argparse.Namespace, previous: Potential | None = None) -> tuple[TrainResult, float]:
+    """Train, and say how many CPU seconds that took."""
+    settings = TrainConfig(**{"max_time": args.max_time, **args.train})
+    cpu = time.process_time()
+    result = train(frames, model=ModelConfig(**args.model), settings=settings, seed=args.seed, previous=previous)
+    return result, time.process_time() - cpu
+
+
+def scores(result: TrainResult, frames: list[Atoms]) -> dict[str, float]:
+    """Report errors on structures that a search would keep, and how the spread finds the bad ones."""
+    metrics = evaluate(result.potential, frames, settings=TrainConfig())
+    return metrics.model_dump()
+
+
+def main() -> None:
+    """Run the three measurements; write a JSON report."""
+    parser = argparse.ArgumentParser(description="random-search structures of silicon")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--n-train", type=int, default=1000)
+    parser.add_argument("--n-test", type=int, default=1000)
+    parser.add_argument("--additions", type=int, default=0, help="successive additions of data for the warm start")
+    parser.add_argument("--max-time", type=float, default=None, help="seconds of each training")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--model", type=json.loads, default={}, help="JSON of model settings, for ablations")
+    parser.add_argument("--train", type=json.loads, default={}, help="JSON of training settings, for ablations")
+    parser.add_argument("--out", type=Path, default=None)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    frames = read(args.folder)
+    order = np.random.default_rng(args.seed).permutation(len(frames))
+    test = [frames[k] for k in order[: args.n_test]]
+    pool = [frames[k] for k in order[args.n_test : args.n_test + args.n_train]]
+    report: dict[str, object] = {
+        "benchmark": "random_search",
+        "acnn": __version__,
+        "torch": torch.__version__,
+        "machine": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": args.threads,
+        "n_train": len(pool),
+    }
+    result, seconds = fit(pool, args)
+    report["from_scratch"] = {"cpu_s": round(seconds, 1), "steps": result.history[-1]["step"], **scores(result, test)}
+    print("from scratch", json.dumps(report["from_scratch"]), flush=True)
+    if args.additions:
+        report["warm"] = rounds = []
+        first = pool[: len(pool) // args.additions]
+        warm, spent = fit(first, args)
+        for number in range(1, args.additions):
+            known = pool[: (number + 1) * len(pool) // args.additions]
+            old = pool[: number * len(pool) // args.additions]
+            before = scores(warm, old)
+            warm, seconds = fit(known, args, warm.potential)
+            after = scores(warm, old)
+            entry = {
+                "n_labels": len(known),
+                "cpu_s": round(seconds, 1),
+                "old_force_mae_before": before["force_mae_ev_per_a"],
+                "old_force_mae_after": after["force_mae_ev_per_a"],
+                "old_energy_mae_before": before["energy_mae_mev_per_atom"],
+                "old_energy_mae_after": after["energy_mae_mev_per_atom"],
+                **scores(warm, test),
+            }
+            rounds.append(entry)
+            print("warm", json.dumps(entry), flush=True)
+        print(f"first training {spent:.1f} CPU s", flush=True)
+    if args.out is not None:
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
