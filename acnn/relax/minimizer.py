@@ -174,4 +174,4 @@ class Minimizer:
 
 def _rows(step: torch.Tensor) -> torch.Tensor:
     """Show flat steps as rows of three, shape (n, rows, 3)."""
-    return step.view(len(step), -1, 3)
+    return step.view(len(step), step.shape[1] // 3, 3)
