@@ -20,6 +20,7 @@ from csp.learning import ENOUGH, Evidence, fit_scales, learned_distances, read_l
 Floats = NDArray[np.float64]
 
 CONTACT = 0.72  # least distance in units of the sum of the covalent radii
+FULLEST = 0.45  # share of an element's volume that spheres of its least distance may fill; 0.74 is the densest packing
 SQUEEZE = 1 / 6  # least distances shrink as the volume to this power: half as fast as all lengths do
 HYDROGEN_CONTACT = 0.72  # Å, least H-H distance to start from at zero pressure: just inside the molecule
 
@@ -272,7 +273,8 @@ def _first_distance(a: str, b: str, pressure_gpa: float) -> float:
     squeeze = [volume(s, pressure_gpa) / volume(s, 0.0) for volume, s in zip(estimate, (a, b), strict=True)]
     shrink = float((squeeze[0] * squeeze[1]) ** (SQUEEZE / 2))
     contact = CONTACT * (covalent_radius(a) + covalent_radius(b))
-    return max(contact * shrink, HYDROGEN_CONTACT)
+    room = [(6 / np.pi * FULLEST * elementary_volume(s, pressure_gpa)) ** (1 / 3) for s in (a, b)]
+    return float(max(min(contact * shrink, 0.5 * sum(room)), HYDROGEN_CONTACT))
 
 
 def _given_distances(symbols: tuple[str, ...], distances: Mapping[str, float]) -> dict[str, float]:

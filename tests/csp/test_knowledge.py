@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import chemical_symbols
 from ase.units import GPa
 from pymatgen.core.composition import Composition
 
@@ -52,6 +53,14 @@ def test_pressure_shrinks():
 def test_given_distances_are_checked(distances: dict[str, float], message: str):
     with pytest.raises(ConfigError, match=message):
         Knowledge.initial(("Mg", "O"), 0.0, distances=distances)
+
+
+@pytest.mark.parametrize("pressure", [0.0, 200.0])
+def test_every_element_has_room(pressure: float):
+    for symbol in chemical_symbols[1:97]:
+        knowledge = Knowledge.initial((symbol,), pressure)
+        filling = np.pi / 6 * knowledge.min_distance(symbol, symbol) ** 3 / knowledge.volume({symbol: 1})
+        assert 0.001 < filling < 0.46, symbol
 
 
 def test_an_unknown_element_is_an_error():
