@@ -78,6 +78,9 @@ class SelectConfig(Settings):
     uncertain: float = Field(0.15, ge=0, description="Weight of candidates that the committee disagrees on.")
     unsafe: float = Field(0.2, ge=0, description="Weight of the last safe frames of unsafe structures.")
     diverse: float = Field(0.15, ge=0, description="Weight of candidates unlike all that were chosen.")
+    optimism: float = Field(
+        1.0, ge=0, description="Standard deviations of the committee that a stable candidate is given the benefit of."
+    )
     per_composition: int = Field(4, ge=1, description="Candidates of one composition among the stable, at most.")
     end_members: int = Field(4, ge=1, description="First random crystals of each pure element, at least.")
     uncertain_quantile: float = Field(

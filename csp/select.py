@@ -4,12 +4,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
 
 import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
+from csp.candidates import Candidates
 from csp.config import AdvanceConfig, SelectConfig
 from csp.errors import ConfigError, DataError
 from csp.fingerprint import distances, farthest_points
@@ -53,70 +53,6 @@ class Choice:
     reason: Reason
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """What may be labelled, as columns of one length: distinct sound crystals, and unsafe structures.
-
-    Parameters
-    ----------
-    frames
-        The structure that would be labelled: a relaxed crystal, or the last safe frame of an unsafe one.
-    fingerprints
-        Of ``frames``, shape (n, d).
-    e_above_hull
-        Distance from the model's hull, shape (n,), eV/atom; not looked at for flagged structures.
-    spread
-        Standard deviation of the committee, shape (n,), eV/atom; not looked at for flagged structures.
-    flags
-        Flags of each structure; empty for a sound one.
-    labelled
-        Whether a label of (nearly) this structure exists, shape (n,).
-    """
-
-    frames: Sequence[Atoms]
-    fingerprints: Floats
-    e_above_hull: Floats
-    spread: Floats
-    flags: Sequence[tuple[Flag, ...]]
-    labelled: Bools
-
-    def __post_init__(self) -> None:
-        """Check lengths and numbers.
-
-        Raises
-        ------
-        DataError
-            If a column is too short or long, or a sound structure has a number that is not finite.
-        """
-        for name in ("fingerprints", "e_above_hull", "spread", "flags", "labelled"):
-            length = len(getattr(self, name))
-            if length != len(self.frames):
-                raise DataError(f"candidates: expected {len(self.frames)} {name}, one per structure, got {length}")
-        for name in ("e_above_hull", "spread"):
-            wrong = np.flatnonzero(self.sound & ~np.isfinite(getattr(self, name)))
-            if len(wrong):
-                raise DataError(f"candidates: structure {int(wrong[0])} has no flag but no finite {name} either")
-
-    def __len__(self) -> int:
-        """Return the number of structures."""
-        return len(self.frames)
-
-    @cached_property
-    def sound(self) -> Bools:
-        """Which structures have no flag, shape (n,)."""
-        return np.array([not found for found in self.flags], dtype=bool)
-
-    @cached_property
-    def formulas(self) -> list[str]:
-        """Reduced formulas, so that equivalent formula units are one composition."""
-        return [formula_of(atoms) for atoms in self.frames]
-
-    @cached_property
-    def volumes(self) -> Floats:
-        """Volumes, shape (n,), Å^3/atom."""
-        return np.array([atoms.cell.volume / len(atoms) for atoms in self.frames], dtype=np.float64)
-
-
 def quotas(settings: SelectConfig, n: int) -> dict[Reason, int]:
     """Divide labels over the reasons by their weights.
 
@@ -146,7 +82,9 @@ def choose(
 ) -> list[Choice]:
     """Choose what to label next.
 
-    Every reason has a quota. *Stable*: nearest to the hull first, at most ``per_composition`` of one reduced formula.
+    Every reason has a quota. *Stable*: the lowest first by an optimistic height, the distance from the hull less
+    ``optimism`` standard deviations of the committee, so that what the model cannot place is looked at rather than
+    forgotten; at most ``per_composition`` of one reduced formula, and each one taken makes its next one wait.
     *Uncertain*: largest spread of the committee first, above a quantile of this generation's spreads. *Unsafe*: every
     flag in turn, structures far from all that was chosen. *Diverse*: within the window, far from all that was chosen
     or labelled. What one reason cannot fill goes to the others in the order of ``FLOW``.
@@ -231,12 +169,33 @@ class _Chooser:
         return sorted((int(i) for i in indices), key=lambda i: (float(key[i]), int(self.rank[i])))
 
     def _stable(self) -> Iterator[int]:
+        """Take the lowest optimistic heights; each pick of a formula makes its next one wait by a typical spread."""
+        inside = self.inside & self.free
+        if not inside.any():
+            return
+        spread = np.where(self.inside, self.all.spread, 0.0)
+        heights = np.where(self.inside, self.all.e_above_hull, np.inf) - self.settings.optimism * spread
+        wait = float(np.median(spread[inside]))
+        stacks: dict[str, list[int]] = defaultdict(list)
+        for i in self._ranked(np.flatnonzero(inside), heights):
+            stacks[self.all.formulas[i]].append(i)
+        for formula in stacks:
+            stacks[formula] = stacks[formula][::-1]
         taken: Counter[str] = Counter()
-        for i in self._ranked(np.flatnonzero(self.inside & self.free), self.all.e_above_hull):
-            formula = self.all.formulas[i]
-            if self.free[i] and taken[formula] < self.settings.per_composition:
-                taken[formula] += 1
-                yield i
+        while True:
+            for stack in stacks.values():
+                while stack and not self.free[stack[-1]]:
+                    stack.pop()
+            heads = [
+                (float(heights[stack[-1]]) + wait * taken[formula], int(self.rank[stack[-1]]), formula)
+                for formula, stack in stacks.items()
+                if stack and taken[formula] < self.settings.per_composition
+            ]
+            if not heads:
+                return
+            formula = min(heads)[2]
+            taken[formula] += 1
+            yield stacks[formula].pop()
 
     def _uncertain(self) -> Iterator[int]:
         spread = self.all.spread

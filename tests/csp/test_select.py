@@ -85,15 +85,52 @@ def test_nothing_labelled_and_nothing_outside_the_window_is_chosen(seed: int) ->
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_stable_are_the_nearest_to_the_hull(seed: int) -> None:
+def test_the_stable_are_the_lowest_by_optimistic_height_within_each_formula(seed: int) -> None:
     candidates = generation(seed)
     picked = chosen_for(choose(candidates, SETTINGS, np.random.default_rng(0)), Reason.STABLE)
     per_formula = Counter(candidates.formulas[i] for i in picked)
     assert max(per_formula.values()) <= SETTINGS.per_composition
-    worst = max(candidates.e_above_hull[i] for i in picked)
-    for i in np.flatnonzero(candidates.sound & ~candidates.labelled):
-        if candidates.e_above_hull[i] < worst and i not in picked:  # only a full composition keeps a better one out
-            assert per_formula[candidates.formulas[i]] == SETTINGS.per_composition
+    heights = candidates.e_above_hull - SETTINGS.optimism * candidates.spread
+    for formula in per_formula:
+        mine = [i for i in picked if candidates.formulas[i] == formula]
+        others = [
+            int(i)
+            for i in np.flatnonzero(candidates.sound & ~candidates.labelled)
+            if candidates.formulas[i] == formula and i not in mine
+        ]
+        assert mine == sorted(mine, key=lambda i: heights[i])
+        assert all(heights[i] >= heights[mine[-1]] for i in others)
+
+
+def only_stable(heights: list[float], spreads: list[float], formulas: list[str], n: int) -> list[int]:
+    """Choose by the reason stable alone among distorted rock-salt-like crystals of given formulas."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for formula in formulas:
+        atoms = Atoms(formula, cell=5.0 * np.eye(3), pbc=True)
+        atoms.set_scaled_positions(rng.random((len(atoms), 3)))
+        frames.append(atoms)
+    candidates = Candidates(
+        frames,
+        fingerprints(frames, ELEMENTS),
+        np.array(heights),
+        np.array(spreads),
+        [()] * len(frames),
+        np.zeros(len(frames), dtype=bool),
+    )
+    settings = SETTINGS.model_copy(update={"uncertain": 0.0, "unsafe": 0.0, "diverse": 0.0})
+    return [c.index for c in choose(candidates, settings, np.random.default_rng(0), n=n)]
+
+
+def test_a_phase_that_the_model_cannot_place_is_looked_at() -> None:
+    """Antifluorite Mg2Si was 99 +- 150 meV above the hull in a real search, behind others of 60 +- 20."""
+    heights, spreads = [0.06, 0.07, 0.08, 0.099], [0.02, 0.02, 0.02, 0.150]
+    assert only_stable(heights, spreads, ["Mg2Si"] * 4, 1) == [3]
+
+
+def test_formulas_take_turns_when_their_heights_are_alike() -> None:
+    heights, spreads = [0.0, 0.01, 0.02, 0.05, 0.06, 0.07], [0.1] * 6
+    assert only_stable(heights, spreads, ["Mg2"] * 3 + ["Mg2Si"] * 3, 4) == [0, 3, 1, 4]
 
 
 def test_equivalent_formula_units_are_one_composition() -> None:
