@@ -36,7 +36,7 @@ def _excess(atoms: Atoms, knowledge: Knowledge, scale: float = 1.0) -> float:
 
 def test_no_pair_is_below_its_minimum():
     knowledge = Knowledge.initial(MG_CA_H, 200.0)
-    for atoms in _make(MG_CA_H, 200.0, 60).atoms:
+    for atoms in _make(MG_CA_H, 200.0, 20).atoms:
         assert _excess(atoms, knowledge) > -1e-9
 
 
