@@ -169,7 +169,7 @@ def _sources(
         (settings.mutation_share, parents, "mutation"),
         (settings.seed_share, seeds, "seed"),
     ):
-        mutations = Mutations(settings, knowledge, structures, origin=origin)
+        mutations = Mutations(settings, knowledge, elements, structures, origin=origin)
         sources.append((share if mutations.parents else 0.0, mutations.propose))
         spare += 0.0 if mutations.parents else share
     return [(settings.random_share + spare, None), *sources]

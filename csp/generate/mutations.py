@@ -79,6 +79,8 @@ class Mutations:
         How crystals are made.
     knowledge
         Volumes.
+    elements
+        Chemical symbols of the system.
     parents
         Good structures, the best first; those with foreign elements or too many atoms are left out.
     origin
@@ -86,12 +88,18 @@ class Mutations:
     """
 
     def __init__(
-        self, settings: GenerateConfig, knowledge: Knowledge, parents: Sequence[Atoms], *, origin: str = "mutation"
+        self,
+        settings: GenerateConfig,
+        knowledge: Knowledge,
+        elements: Sequence[str],
+        parents: Sequence[Atoms],
+        *,
+        origin: str = "mutation",
     ) -> None:
         self.settings = settings
         self.knowledge = knowledge
         self.origin = origin
-        self.rule = CompositionRule(knowledge.elements, settings)
+        self.rule = CompositionRule(elements, settings)
         self.parents = [parent for i, atoms in enumerate(parents) if (parent := self._parent(atoms, i)) is not None]
         self.operators: dict[str, Callable[[Parent, np.random.Generator], Parent | None]] = {
             "strain": strain,
@@ -134,7 +142,7 @@ class Mutations:
     def _parent(self, atoms: Atoms, index: int) -> Parent | None:
         """Read a structure, or give None where it does not belong to the system."""
         symbols = [chemical_symbols[int(z)] for z in atoms.numbers]
-        if not set(symbols) <= set(self.knowledge.elements) or not 0 < len(symbols) <= self.settings.atoms[1]:
+        if not set(symbols) <= set(self.rule.symbols) or not 0 < len(symbols) <= self.settings.atoms[1]:
             return None
         name = str(atoms.info.get("name") or atoms.info.get("seed") or f"parent{index}")
         cell = np.asarray(atoms.cell.array, dtype=float)

@@ -83,7 +83,14 @@ def test_without_parents_mutations_become_random_crystals():
 
 def test_foreign_parents_are_left_out():
     knowledge = Knowledge.initial(SYSTEM, 0.0)
-    assert not Mutations(GenerateConfig(), knowledge, [bulk("Cu"), _rocksalt().repeat(3)]).parents
+    assert not Mutations(GenerateConfig(), knowledge, SYSTEM, [bulk("Cu"), _rocksalt().repeat(3)]).parents
+
+
+def test_a_smaller_system_than_is_known_stays_itself():
+    knowledge = Knowledge.initial(("Mg", "O", "Ca"), 0.0)
+    settings = GenerateConfig(mutation_share=5)
+    made = generate(settings, knowledge, elements=SYSTEM, n=60, seed=SEED, parents=[_rocksalt(), bulk("Ca")])
+    assert set().union(*(atoms.get_chemical_symbols() for atoms in made.atoms)) == set(SYSTEM)
 
 
 def test_soft_modes_are_normal_patterns():
