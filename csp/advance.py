@@ -26,6 +26,9 @@ class Outcome(_Record):
     times_found: dict[str, NonNegativeInt] = Field(
         description="How often each phase near the hull was found by independent trials in all generations so far."
     )
+    aliases: dict[str, str] = Field(
+        default_factory=dict, description="Phases that turned out to be another one: former name, name."
+    )
     hull_distances: dict[str, float] = Field(description="Least distance from the model's hull by formula, eV/atom.")
     hull: tuple[str, ...] = Field(description="Phases on the hull of the labels.")
     near_hull: dict[str, float] = Field(description="Phases near the hull of the labels, and their distance, eV/atom.")
@@ -73,6 +76,9 @@ class SearchState(_Record):
     )
     times_found: dict[str, NonNegativeInt] = Field(
         default_factory=dict, description="Independent finds of each phase near the hull, in all generations."
+    )
+    aliases: dict[str, str] = Field(
+        default_factory=dict, description="Phases that turned out to be another one: former name, name of today."
     )
     n_labels: NonNegativeInt = Field(0, description="Usable labels so far.")
     hours: NonNegativeFloat = Field(0.0, description="Wall time so far, hours.")
@@ -189,11 +195,30 @@ def update_state(
         compositions=state.compositions,
         attempts=_added(state.attempts, outcome.attempts),
         hull_distances=state.hull_distances | outcome.hull_distances,
-        times_found=dict(outcome.times_found),
+        times_found={k: n for k, n in (state.times_found | outcome.times_found).items() if k not in outcome.aliases},
+        aliases=joined_aliases(state.aliases, outcome.aliases),
         n_labels=n_labels,
         hours=hours,
         history=(*state.history, record),
     )
+
+
+def joined_aliases(before: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
+    """Follow names that changed again.
+
+    Parameters
+    ----------
+    before
+        Former names of phases and the names that they had before this generation.
+    new
+        Names that changed in this generation.
+
+    Returns
+    -------
+    dict[str, str]
+        Every former name and the name of today.
+    """
+    return {old: new.get(name, name) for old, name in before.items()} | dict(new)
 
 
 def decide(state: SearchState, settings: AdvanceConfig) -> Decision:

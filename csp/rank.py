@@ -113,13 +113,13 @@ class Ranking:
         Flags of each relaxation; empty for a sound one.
     phases
         Distinct sound crystals, nearest to the hull first.
-    times_found
-        Independent finds of every phase, those under former names included.
+    aliases
+        Former names of phases that turned out to be another one, and its name.
     """
 
     flags: list[tuple[Flag, ...]]
     phases: list[RankedPhase]
-    times_found: dict[str, int]
+    aliases: dict[str, str]
 
 
 def rank(
@@ -180,16 +180,16 @@ def rank(
     formulas = [formula_of(frames[k]) for k in leaders]
     hull = _hull(formulas, enthalpies[leaders], elements, labelled, pressure_gpa)
     heights = hull.e_above_many(formulas, enthalpies[leaders])
-    times: dict[str, int] = {name: history.times_found for name, history in known.items()}
+    aliases: dict[str, str] = {}
     phases = []
     for group, name, height in zip(groups, names, heights, strict=True):
         k = group.representative
         history, former = _history(group, name, sound, relaxations, known, generation)
-        times |= dict.fromkeys([name, *former], history.times_found)
+        aliases |= dict.fromkeys(former, name)
         spread = float(relaxations.spreads[sound[k]])
         phases.append(RankedPhase(name, frames[k], prints[k], float(enthalpies[k]), float(height), spread, history))
     phases.sort(key=lambda phase: (phase.e_above_hull, phase.phase_id))
-    return Ranking(flags=flags, phases=phases, times_found=times)
+    return Ranking(flags=flags, phases=phases, aliases=aliases)
 
 
 def _history(

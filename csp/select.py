@@ -293,24 +293,39 @@ def choose_initial(
     return [Choice(i, Reason.INITIAL) for i in picked]
 
 
-def choose_final(e_above_hull: Sequence[float] | Floats, settings: AdvanceConfig) -> list[Choice]:
-    """Choose the phases that first principles relax at the end.
+def choose_final(
+    e_above_hull: Sequence[float] | Floats, formulas: Sequence[str], settings: AdvanceConfig
+) -> list[Choice]:
+    """Choose the phases that first principles relax at the end: the best of every formula before second ones.
 
     Parameters
     ----------
     e_above_hull
         Best distance known of each phase, shape (n,), eV/atom.
+    formulas
+        Reduced formula of each phase.
     settings
         ``final_window_ev`` and ``final_max``.
 
     Returns
     -------
     list[Choice]
-        Nearest to the hull first.
+        In the order of their places within their formula, nearest to the hull first.
+
+    Raises
+    ------
+    DataError
+        If the lengths differ.
     """
-    distances_ev = np.asarray(e_above_hull, dtype=np.float64)
-    order = [int(i) for i in np.argsort(distances_ev, kind="stable") if distances_ev[i] <= settings.final_window_ev]
-    return [Choice(i, Reason.FINAL) for i in order[: settings.final_max]]
+    heights = np.asarray(e_above_hull, dtype=np.float64)
+    if heights.shape != (len(formulas),):
+        raise DataError(f"final choice: expected one formula per height, got {len(formulas)} for {heights.shape}")
+    place: Counter[str] = Counter()
+    ranked: list[tuple[int, float, int]] = []
+    for i in (int(k) for k in np.argsort(heights, kind="stable") if heights[k] <= settings.final_window_ev):
+        ranked.append((place[formulas[i]], float(heights[i]), i))
+        place[formulas[i]] += 1
+    return [Choice(i, Reason.FINAL) for _, _, i in sorted(ranked)[: settings.final_max]]
 
 
 def _canonical_rank(candidates: Candidates) -> NDArray[np.int64]:

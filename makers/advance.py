@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from jobflow import Flow, Response
 
-from csp.advance import Decision, Outcome, SearchState, decide, to_near_hull, update_state
-from csp.hull import NearHull, near_hull
+from csp.advance import Decision, Outcome, SearchState, decide, joined_aliases, to_near_hull, update_state
+from csp.hull import NearHull, formula_of, near_hull
 from csp.knowledge import Knowledge
 from csp.select import choose_final
 from makers.blobs import StructureBatch
 from makers.documents import GenerateCounts, LabelDoc, LabelKind, LabelSummary, RelaxCounts, SelectSummary, TrainSummary
 from makers.labelling import read_labels, to_training_frames
 from makers.outcomes import NEAR_HULL_ERROR, GenerationDoc, HullMember
-from makers.phases import enthalpy_per_atom, gather, label_atoms, speaking_labels
+from makers.phases import enthalpy_per_atom, gather, label_atoms, speaking_labels, under_todays_name
 from makers.stage import Stage, StageMaker, current_store, stage_job
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class AdvanceMaker(StageMaker):
             labelled=LabelSummary.model_validate(labelled),
             trained=TrainSummary.model_validate(trained),
         )
-        labels = read_labels(store, self.project, self.fingerprint, kind=LabelKind.SINGLE_POINT)
+        labels = self._labels(store, joined_aliases(state.aliases, summaries.selected.aliases))
         hull = labelled_hull(labels, state.knowledge.pressure_gpa, self.settings)
         after = self._update(state, summaries, labels, hull)
         decision = decide(after, self.settings)
@@ -153,10 +153,15 @@ class AdvanceMaker(StageMaker):
         """
         if not done.stop:
             return search.generation(done.state)
-        labels = read_labels(store, self.project, self.fingerprint, kind=LabelKind.SINGLE_POINT)
+        labels = self._labels(store, done.state.aliases)
         hull = labelled_hull(labels, done.state.knowledge.pressure_gpa, self.settings)
         pool = search.pool(done.generation).fetch(store)
         return search.final(done, final_phases(pool, labels, hull, self.settings))
+
+    def _labels(self, store: JobStore, aliases: dict[str, str]) -> list[LabelDoc]:
+        """Read the single points so far, under the names that their phases go by today."""
+        found = read_labels(store, self.project, self.fingerprint, kind=LabelKind.SINGLE_POINT)
+        return [under_todays_name(label, aliases) for label in found]
 
     def _update(self, state: SearchState, done: Summaries, labels: list[LabelDoc], hull: NearHull) -> SearchState:
         new = [label for label in labels if label.generation == state.generation]
@@ -165,6 +170,7 @@ class AdvanceMaker(StageMaker):
         outcome = Outcome(
             attempts=_sum(counts.attempts for counts in done.generated),
             times_found=done.selected.times_found,
+            aliases=done.selected.aliases,
             hull_distances=done.selected.hull_distances,
             hull=hull.members,
             near_hull=to_near_hull(hull, self.settings.near_hull_slack_ev, self.settings.near_hull_ev),
@@ -301,7 +307,9 @@ def final_phases(
         elif name in places:
             places[name] = (places[name][0], atoms)  # the newest model's geometry starts nearest to the minimum
     names = sorted(places)
-    choices = choose_final([places[name][0] for name in names], settings)
+    choices = choose_final(
+        [places[name][0] for name in names], [formula_of(places[name][1]) for name in names], settings
+    )
     return StructureBatch.from_atoms(
         [places[names[c.index]][1] for c in choices],
         {"reason": [str(c.reason) for c in choices], "phase_id": [names[c.index] for c in choices]},

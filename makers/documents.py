@@ -120,6 +120,7 @@ class SelectSummary(Document):
     statuses: dict[str, NonNegativeInt] = Field(description="Relaxations by status.")
     flags: dict[str, NonNegativeInt] = Field(description="Unsafe and suspicious structures, by name of the flag.")
     times_found: dict[str, NonNegativeInt] = Field(description="Independent finds of each candidate, so far.")
+    aliases: dict[str, str] = Field(description="Candidates that turned out to be another one: former name, name.")
     hull_distances: dict[str, float] = Field(description="Height of the best candidate by formula, eV/atom (model).")
     seconds: NonNegativeFloat
 

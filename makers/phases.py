@@ -22,7 +22,7 @@ from makers.stage import Handle, Stage
 from makers.stores import sibling_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from jobflow import JobStore
 
@@ -139,7 +139,8 @@ class PhaseBuilder(Builder):
         """Yield every distinct phase, and set the hull that all of them are measured against."""
         state = self._latest(Stage.ADVANCE)
         self.pressure_gpa = state["state"]["knowledge"]["pressure_gpa"] if state else 0.0
-        labels = read_labels(self.store, self.project)
+        aliases = state["state"]["aliases"] if state else {}
+        labels = [under_todays_name(label, aliases) for label in read_labels(self.store, self.project)]
         phases = merge(gather(self._pool(), labels), self.pressure_gpa)
         self.hull = dft_hull(phases, labels, self.pressure_gpa)
         yield from phases
@@ -242,6 +243,25 @@ def speaking_labels(phases: Iterable[Phase], labels: Iterable[LabelDoc], pressur
         if of_element:
             speaking.append(min(of_element, key=lambda label: enthalpy_per_atom(label, pressure_gpa)))
     return speaking
+
+
+def under_todays_name(label: LabelDoc, aliases: Mapping[str, str]) -> LabelDoc:
+    """Return a label with the name that its phase goes by today.
+
+    Parameters
+    ----------
+    label
+        Any label.
+    aliases
+        Former names of phases and the names of today.
+
+    Returns
+    -------
+    LabelDoc
+        The same label if its phase kept its name.
+    """
+    name = aliases.get(label.phase_id or "")
+    return label if name is None else label.model_copy(update={"phase_id": name})
 
 
 def gather(pool: Iterable[Atoms], labels: Iterable[LabelDoc]) -> list[Phase]:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from csp.candidates import Candidates
 from csp.dedup import labelled_already
 from csp.fingerprint import fingerprints
 from csp.flags import Flag, count_flags
 from csp.hull import formula_of
 from csp.rank import History, RankedPhase, Ranking, Relaxations, rank
-from csp.select import Candidates, choose, choose_initial
+from csp.select import choose, choose_initial
 from makers.blobs import StructureBatch
 from makers.documents import RelaxDoc, SelectDoc, SelectSummary
 from makers.labelling import read_labels, to_training_frames
@@ -92,6 +93,7 @@ class SelectMaker(StageMaker):
             statuses={},
             flags={},
             times_found={},
+            aliases={},
             hull_distances={},
             seconds=time.perf_counter() - start,
         )
@@ -122,9 +124,10 @@ class SelectMaker(StageMaker):
         docs = [RelaxDoc.model_validate(doc) for doc in relaxed]
         labelled = to_training_frames(read_labels(store, self.project, self.fingerprint))
         relaxations = _relaxations(docs)
+        before = pool.fetch(store)
         ranking = rank(
             relaxations,
-            _histories(pool.fetch(store)),
+            _histories(before),
             labelled,
             elements=self.elements,
             pressure_gpa=state.knowledge.pressure_gpa,
@@ -146,7 +149,8 @@ class SelectMaker(StageMaker):
             chosen=dict(Counter(str(c.reason) for c in choices)),
             statuses=dict(Counter(status for status, _ in relaxations.ends)),
             flags=count_flags(ranking.flags),
-            times_found=_times_found(ranking, kept),
+            times_found={p.phase_id: p.history.times_found for p in kept},
+            aliases=ranking.aliases,
             hull_distances=_hull_distances(ranking.phases),
             seconds=time.perf_counter() - start,
         )
@@ -159,7 +163,7 @@ class SelectMaker(StageMaker):
             summary.chosen,
             summary.seconds,
         )
-        return SelectDoc(chosen=chosen, pool=_pool(kept), summary=summary)
+        return SelectDoc(chosen=chosen, pool=_pool(kept, _lost(before, ranking, state)), summary=summary)
 
     def _candidates(
         self, ranking: Ranking, relaxations: Relaxations, last_safe: list[Atoms], labelled: list[Atoms]
@@ -213,7 +217,28 @@ def _histories(pool: StructureBatch) -> dict[str, History]:
     return {str(name): History(int(times), int(generation)) for name, times, generation in rows}
 
 
-def _pool(phases: list[RankedPhase]) -> StructureBatch:
+def _lost(before: StructureBatch, ranking: Ranking, state: SearchState) -> list[RankedPhase]:
+    """Return labelled phases near the hull that the present model cannot hold; they stay, for a better one may."""
+    near = state.history[-1].near_hull if state.history else {}
+    today = {p.phase_id for p in ranking.phases} | set(ranking.aliases)
+    histories = _histories(before)
+    return [
+        RankedPhase(
+            phase_id=atoms.info["phase_id"],
+            atoms=atoms,
+            fingerprint=np.zeros(0),
+            enthalpy_per_atom=atoms.info["enthalpy_per_atom"],
+            e_above_hull=atoms.info["e_above_hull"],
+            spread=atoms.info["spread"],
+            history=histories[atoms.info["phase_id"]],
+        )
+        for atoms in before.to_atoms()
+        if atoms.info["phase_id"] in near and atoms.info["phase_id"] not in today
+    ]
+
+
+def _pool(ranked: list[RankedPhase], lost: list[RankedPhase]) -> StructureBatch:
+    phases = ranked + lost
     columns: dict[str, Any] = {
         "phase_id": [p.phase_id for p in phases],
         "enthalpy_per_atom": [p.enthalpy_per_atom for p in phases],
@@ -223,12 +248,6 @@ def _pool(phases: list[RankedPhase]) -> StructureBatch:
         "generation_found": [p.history.generation_found for p in phases],
     }
     return StructureBatch.from_atoms([p.atoms for p in phases], columns)
-
-
-def _times_found(ranking: Ranking, kept: list[RankedPhase]) -> dict[str, int]:
-    """Return the finds of the candidates that are kept, and of those that go by another name now."""
-    dropped = {p.phase_id for p in ranking.phases} - {p.phase_id for p in kept}
-    return {name: times for name, times in ranking.times_found.items() if name not in dropped}
 
 
 def _hull_distances(phases: list[RankedPhase]) -> dict[str, float]:

@@ -105,7 +105,8 @@ def test_conditions_hold_at_their_limits() -> None:
 
 def test_a_search_that_was_never_tried_is_only_stuck() -> None:
     stuck = changed(attempts={}, times_found={})
-    decision = decide(run([FIRST, *[stuck] * 10]), RULE)
+    first = FIRST.model_copy(update={"attempts": {}, "times_found": {}})
+    decision = decide(run([first, *[stuck] * 10]), RULE)
     assert conditions(decision) == {"unchanged": True, "predictive": True, "rediscovered": False, "attempted": False}
     assert not decision.stop
 
@@ -118,8 +119,20 @@ def test_a_planned_composition_that_was_never_made_keeps_the_search_going() -> N
 
 
 def test_a_hull_member_that_nobody_counted_was_found_zero_times() -> None:
-    decision = decide(run([*CONVERGING[:3], changed(times_found={"Mg-1": 9, "Si-1": 9})]), RULE)
+    counted = {"times_found": {"Mg-1": 9, "Si-1": 9}}
+    decision = decide(run([step.model_copy(update=counted) for step in CONVERGING]), RULE)
     assert "Mg2Si-1, was found 0 times" in decision.why
+
+
+def test_finds_are_remembered_when_a_phase_is_out_of_sight_and_follow_it_to_its_new_name() -> None:
+    state = run([FIRST, GOOD, changed(times_found={"Mg-1": 9})])
+    assert state.times_found["Mg2Si-1"] == GOOD.times_found["Mg2Si-1"]
+    first = changed(times_found={"Mg-2": 9}, aliases={"Mg-1": "Mg-2"})
+    second = changed(times_found={"Mg-3": 9}, aliases={"Mg-2": "Mg-3"})
+    state = run([FIRST, GOOD, first, second])
+    assert state.aliases == {"Mg-1": "Mg-3", "Mg-2": "Mg-3"}
+    assert state.times_found["Mg-3"] == 9
+    assert not {"Mg-1", "Mg-2"} & set(state.times_found)
 
 
 @pytest.mark.parametrize(

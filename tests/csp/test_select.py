@@ -8,12 +8,13 @@ from ase import Atoms
 from ase.build import bulk
 from numpy.typing import NDArray
 
+from csp.candidates import Candidates
 from csp.config import AdvanceConfig, SelectConfig
 from csp.errors import ConfigError, DataError
 from csp.fingerprint import distances, fingerprints
 from csp.flags import Flag
 from csp.hull import formula_of
-from csp.select import Candidates, Choice, Reason, choose, choose_final, choose_initial, quotas
+from csp.select import Choice, Reason, choose, choose_final, choose_initial, quotas
 
 ELEMENTS = ("Mg", "Si")
 SETTINGS = SelectConfig(n_labels=20, window_ev=1.0)
@@ -352,9 +353,14 @@ def test_a_first_choice_without_an_element_is_an_error() -> None:
 
 def test_the_end_takes_the_nearest_phases() -> None:
     settings = AdvanceConfig(final_window_ev=0.05, final_max=3)
-    choices = choose_final([0.04, 0.2, 0.0, 0.03, 0.01], settings)
+    choices = choose_final([0.04, 0.2, 0.0, 0.03, 0.01], list("abcde"), settings)
     assert choices == [Choice(2, Reason.FINAL), Choice(4, Reason.FINAL), Choice(3, Reason.FINAL)]
-    assert [c.index for c in choose_final([0.04, 0.2, 0.0], settings)] == [2, 0]
+    assert [c.index for c in choose_final([0.04, 0.2, 0.0], list("abc"), settings)] == [2, 0]
+    # one formula with many polymorphs must not crowd out a compound
+    crowded = choose_final([0.0, 0.01, 0.02, 0.03, 0.04], ["Mg", "Mg", "Mg", "Mg", "Mg2Si"], settings)
+    assert [c.index for c in crowded] == [0, 4, 1]
+    with pytest.raises(DataError, match="one formula per height"):
+        choose_final([0.0, 0.1], ["Mg"], settings)
 
 
 @pytest.mark.parametrize(
