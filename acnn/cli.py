@@ -65,7 +65,7 @@ def _add_relax(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the clas
     command.add_argument("data", type=Path, help="structures, extxyz")
     command.add_argument("--model", type=Path, required=True, help="file of the potential")
     command.add_argument("--pressure", type=float, default=0.0, help="GPa; default 0")
-    command.add_argument("--out", type=Path, required=True, help="relaxed structures with status, reason and enthalpy, extxyz")
+    command.add_argument("--out", type=Path, required=True, help="relaxed structures with their status, extxyz")
     command.add_argument("--config", type=Path, help="YAML or JSON with the section relax")
     command.add_argument("--fmax", type=float, help="converged below this force, eV/Å")
     command.add_argument("--workers", type=int, default=1, help="processes")

@@ -40,15 +40,15 @@ class ACNNModel(ModelInterface):  # type: ignore[misc]  # TorchSim is optional a
         self._compute_stress = True
         self._compute_forces = True
 
-    def forward(self, state: Any, **_: object) -> dict[str, torch.Tensor]:  # noqa: ANN401 - a SimState, where there is one
+    def forward(self, state: Any, **others: object) -> dict[str, torch.Tensor]:  # noqa: ANN401, ARG002 - a SimState
         """Evaluate a state.
 
         Parameters
         ----------
         state
             A TorchSim state, periodic in all directions.
-        _
-            What other models want.
+        **others
+            What other models want; without effect.
 
         Returns
         -------
