@@ -259,7 +259,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     potential = get_model(args.model, 60.0 if args.quick else 300.0)
-    n_ours, n_ase, n_near = (300, 8, 6) if args.quick else (2000, 100, 100)
+    n_ours, n_ase, n_near = (300, 16, 12) if args.quick else (2000, 100, 100)
     frames = random_crystals(7, n_ours, (12, 12))
     report: dict[str, Any] = {"machine": machine(), "dtype": str(potential.dtype), "members": potential.n_members}
     report["call"] = time_calls(potential, 9)
@@ -273,14 +273,15 @@ def main() -> None:
         "ase_lower": sum(g > SAME for g in gaps),
     }
     report["near_minima"] = compare_minima(potential, [r for r in results if not r.reason][:n_near])
-    report["torchsim"] = time_torchsim(potential, frames[: 8 * n_ase])
+    report["torchsim"] = time_torchsim(potential, frames[: 4 * n_ase])
     if args.workers:
         report["two_processes"], _ = time_ours(potential, frames, workers=2)
     rate = "structures_per_cpu_second"
+    calls = [result.n_steps for result in results[:n_ase]]
     report["times_faster_than_ase"] = report["ours"][rate] / report["ase"][rate]
     if report["torchsim"] is not None:
         report["times_faster_than_torchsim"] = report["ours"][rate] / report["torchsim"][rate]
-    report["calls_over_fire"] = report["ours"]["median_calls"] / report["ase"]["median_calls"]
+    report["calls_over_fire"] = float(np.median(calls)) / report["ase"]["median_calls"]
     text = json.dumps(report, indent=1)
     print(text)
     if args.out is not None:

@@ -71,12 +71,12 @@ class History:
         length = (step * step).sum(1)
         good = product > 1e-3 * (square * length).sqrt()
         rows, step, change = rows[good], step[good], change[good]
-        product, square = product[good], square[good]
+        product, square, length = product[good], square[good], length[good]
         place = self.head[rows] % self.length
         self.steps[rows, place] = step
         self.changes[rows, place] = change
         self.rho[rows, place] = 1.0 / product
-        self.gamma[rows] = product / square
+        self.gamma[rows] = (length / square).sqrt()  # between the two estimates of Barzilai and Borwein
         self.head[rows] += 1
 
     def direction(self, rows: torch.Tensor, gradient: torch.Tensor, first: float) -> torch.Tensor:

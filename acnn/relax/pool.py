@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 
+CELL_LENGTH = 0.65
+"""Displacement that counts as much as a strain of one, in units of sqrt(n_atoms) times the spacing; measured best."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One structure that waits for a slot.
@@ -131,7 +135,7 @@ class Pool:
         cells = np.array([job.atoms.cell.array for job in jobs])
         counts = np.array([len(job.atoms) for job in jobs])
         volumes = np.abs(np.linalg.det(cells))
-        lengths = np.sqrt(counts) * np.cbrt(volumes / counts)
+        lengths = CELL_LENGTH * np.sqrt(counts) * np.cbrt(volumes / counts)
         rows = torch.as_tensor(slots, device=self.device)
         self.used[rows] = True
         self.numbers[rows] = self._tensor(numbers)

@@ -118,7 +118,7 @@ def test_each_structure_may_have_its_own_pressure():
 
 
 def test_fewer_calls_than_half_of_fire():
-    frames = random_crystals(11, 3, (4, 4))
+    frames = random_crystals(11, 2, (4, 4))
     potential = Morse()
     ours = [r.n_steps for r in relax(frames, potential, RelaxConfig(), pressure_gpa=0.0)]
     theirs = []
