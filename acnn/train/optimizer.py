@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 BETAS = (0.95, 0.97)
 SHAMPOO_BETA = 0.97
 EPSILON = 1e-8
-LARGEST_WORK = 1 << 26  # multiplications; a side whose rotation would cost more is left as it is
+LARGEST_WORK = 1 << 25  # multiplications; a side whose rotation would cost more is left as it is
 REFRESH = 10  # steps between two updates of the eigenbases
 
 
