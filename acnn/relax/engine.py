@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from acnn.errors import NumericalError
 from acnn.relax.cache import NeighborCache
-from acnn.relax.guard import CODE, CODES, GPA, RETRIED, closest_ratio, first_broken
+from acnn.relax.guard import CODE, CODES, GPA, RETRIED, SMALLEST_VOLUME, closest_ratio, first_broken
 from acnn.relax.minimizer import Minimizer, Trial
 from acnn.relax.pool import Job, Pool
 from acnn.relax.result import FailureReason, Relaxed, RelaxStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import numpy as np
 
     from acnn.config import RelaxConfig
     from acnn.relax.interface import PotentialLike
@@ -36,6 +36,9 @@ CUDA_ATOMS = 500_000
 
 ATOM_BYTES = 40_000
 """Memory that an atom in flight takes on a GPU, neighbours and history included."""
+
+ATOM_ENERGY = 10.0
+"""Typical energy that a network gives to an atom, eV."""
 
 SLOT_ATOMS = 8
 """Atoms of the smallest structures for which there are enough slots."""
@@ -106,16 +109,22 @@ class Engine:
         Relaxed
             Results, in the order in which they finish.
         """
+        refused: list[Relaxed] = []
+        jobs = _screened(jobs, refused)
         n_slots = max(1, self.limit // SLOT_ATOMS)
         first = _take(jobs, self.limit, n_slots)
-        self._allocate(n_slots if len(first) == n_slots else max(1, len(first)))
+        full = len(first) == n_slots or sum(len(job.atoms) for job in first) >= self.limit
+        self._allocate(n_slots if full else max(1, len(first)))
         self._enter(first)
         while self.pool.used.any():
             yield from self._advance()
+            yield from refused
+            refused.clear()
             vacant = self.pool.n_vacant
             room = self.limit - int((self.pool.numbers[self.pool.used] > 0).sum())
             if vacant * 8 >= self.pool.n_slots or room * 8 >= self.limit:
                 self._enter(_take(jobs, room, vacant))
+        yield from refused
 
     def _allocate(self, n_slots: int) -> None:
         """Make empty slots."""
@@ -223,7 +232,7 @@ class Engine:
             finite=torch.isfinite(enthalpy) & torch.isfinite(gradient).all(2).all(1),
         )
         return Found(
-            trial=Trial(enthalpy, 4.0 * torch.finfo(dtype).eps * energy.abs(), gradient, codes == 0),
+            trial=Trial(enthalpy, _noise(output.energy, dtype, counts), gradient, codes == 0),
             codes=codes,
             energy=energy,
             spread=output.energy_spread.detach().double(),
@@ -283,6 +292,29 @@ def _status(reason: FailureReason | None) -> RelaxStatus:
     if reason in (FailureReason.MAX_STEPS, FailureReason.STALLED):
         return RelaxStatus.UNCONVERGED
     return RelaxStatus.UNSAFE
+
+
+def _screened(jobs: Iterator[Job], refused: list[Relaxed]) -> Iterator[Job]:
+    """Pass on the structures that can be evaluated at all; the others would drown their batch in neighbours."""
+    for job in jobs:
+        atoms = job.atoms
+        finite = bool(np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all())
+        if finite and atoms.get_volume() >= SMALLEST_VOLUME * len(atoms):
+            yield job
+            continue
+        reason = FailureReason.VOLUME if finite else FailureReason.NOT_FINITE
+        nan = math.nan
+        refused.append(
+            Relaxed(job.index, atoms.copy(), RelaxStatus.UNSAFE, reason.value, 0, nan, nan, nan, nan, spread=nan)
+        )
+
+
+def _noise(energy: torch.Tensor, dtype: torch.dtype, counts: torch.Tensor) -> torch.Tensor:
+    """Estimate the rounding of energies, eV: of the total, or of the atoms' where they were summed more exactly."""
+    eps = torch.finfo(dtype).eps
+    if energy.dtype is torch.float64 and dtype is not torch.float64:
+        return 2.0 * eps * ATOM_ENERGY * counts
+    return 4.0 * eps * energy.detach().double().abs()
 
 
 def _take(jobs: Iterator[Job], n_atoms: int, n_jobs: int | None = None) -> list[Job]:

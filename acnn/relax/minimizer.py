@@ -67,7 +67,7 @@ class Minimizer:
         self.max_step = settings.max_step
         self.width = 4
         self.point, self.gradient, self.trial = zeros(4, 3), zeros(4, 3), zeros(4, 3)
-        self.enthalpy, self.slope, self.radius = zeros(), zeros(), zeros()
+        self.enthalpy, self.start_enthalpy, self.slope, self.radius = zeros(), zeros(), zeros(), zeros()
         self.rejections = torch.zeros(n_slots, dtype=torch.int64, device=device)
         self.started = torch.zeros(n_slots, dtype=torch.bool, device=device)
         self.history = History(n_slots, settings.history, 12, device)
@@ -123,6 +123,7 @@ class Minimizer:
         """
         rise = trial.enthalpy - self.enthalpy[rows]
         lower = rise <= SUFFICIENT * self.slope[rows] + trial.noise
+        lower &= trial.enthalpy <= self.start_enthalpy[rows]  # noise must not add up
         accept = trial.usable & (lower | ~self.started[rows])
         step = (self.trial[rows] - self.point[rows]).flatten(1)
         change = (trial.gradient - self.gradient[rows]).flatten(1)
@@ -130,6 +131,8 @@ class Minimizer:
         self.history.add(rows[learn], step[learn], change[learn])
         self._adapt(rows, accept, rise, step)
         taken = rows[accept]
+        first = accept & ~self.started[rows]
+        self.start_enthalpy[rows[first]] = trial.enthalpy[first]
         self.point[taken] = self.trial[taken]
         self.gradient[taken] = trial.gradient[accept]
         self.enthalpy[taken] = trial.enthalpy[accept]

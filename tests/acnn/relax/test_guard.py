@@ -106,6 +106,20 @@ def test_a_failing_structure_is_named_and_leaves_the_others_alone(wrong: str, re
         assert other.energy == pytest.approx(one_result.energy, abs=1e-8)
 
 
+def test_starts_that_cannot_be_evaluated_are_set_aside():
+    frames = random_crystals(4, 3)
+    flat, lost = frames[0].copy(), frames[0].copy()
+    flat.set_cell(flat.cell.array * [[1e-4], [1.0], [1.0]])
+    lost.positions[0, 0] = np.nan
+    mixed = [flat, frames[1], lost, frames[2], flat]
+    results = list(relax(mixed, Morse(), RelaxConfig(), pressure_gpa=0.0))
+    reasons = [FailureReason.VOLUME, "", FailureReason.NOT_FINITE, "", FailureReason.VOLUME]
+    assert [r.reason for r in results] == reasons
+    assert results[0].last_safe is None
+    (only,) = relax([flat], Morse(), RelaxConfig(), pressure_gpa=0.0)
+    assert only.reason == FailureReason.VOLUME
+
+
 def test_stress_beyond_the_limit_is_unsafe():
     result = one(random_crystals(0, 1)[0], settings=RelaxConfig(stress_limit_gpa=0.1))
     assert (result.status, result.reason) == (RelaxStatus.UNSAFE, FailureReason.STRESS)
