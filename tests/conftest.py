@@ -93,8 +93,10 @@ def job_store(monkeypatch) -> JobStore:
 
 
 @pytest.fixture
-def launchpad() -> LaunchPad:
+def launchpad(monkeypatch) -> LaunchPad:
     """Return an empty LaunchPad in memory."""
+    # mongomock is not made for the thread that tells the LaunchPad that a job is alive
+    monkeypatch.setattr("fireworks.core.rocket.ping_launch", lambda *_: None)
     found = importlib.import_module("fireworks").LaunchPad(name="hullseeker_tests", strm_lvl="ERROR")
     found.reset("", require_password=False)
     return found
