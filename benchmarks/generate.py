@@ -222,7 +222,9 @@ def clathrate(arguments: argparse.Namespace) -> dict[str, Any]:
     elements = ("Mg", "Ca", "H")
     knowledge = Knowledge.initial(elements, 200.0)
     options = {"atoms": (54, 54), "compositions": ("Mg2Ca6H46",), "prototype_share": 0.0, "mutation_share": 0.0}
-    settings = GenerateConfig(space_groups=(223,), symmetric_fraction=1.0, max_attempts=1, **options)
+    settings = GenerateConfig(
+        space_groups=(223,), symmetric_fraction=1.0, max_attempts=1, unpushed_attempts=0, **options
+    )
     started = time.process_time()
     asked = 20 * arguments.n
     result = generate(settings, knowledge, elements=elements, n=asked, seed=np.random.SeedSequence(1))

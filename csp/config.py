@@ -40,6 +40,11 @@ class GenerateConfig(Settings):
     volume_jitter: float = Field(0.1, ge=0, lt=1, description="Largest relative deviation from the known volume.")
     distance_scale: float = Field(1.0, gt=0, description="Factor on the known minimum pair distances.")
     max_attempts: int = Field(40, ge=1, description="Attempts per structure before it is refused.")
+    unpushed_attempts: int = Field(
+        6,
+        ge=0,
+        description="First attempts that count only if no atoms need pushing apart; such crystals relax better.",
+    )
     max_push_steps: int = Field(80, ge=0, description="Steps that push overlapping atoms apart, per attempt.")
     time_limit_s: float = Field(20.0, gt=0, description="Time after which a structure is refused, seconds.")
     random_share: float = Field(0.7, ge=0, description="Weight of random crystals among the trial crystals.")

@@ -114,7 +114,11 @@ class Pool:
                     refused[reason] += 1
                 else:
                     trying.append(request)
-            pool = [request for group in _portions(trying) for request in self._push(group, accept)]
+            early = [request for request in trying if request.attempts <= self.settings.unpushed_attempts]
+            late = [request for request in trying if request.attempts > self.settings.unpushed_attempts]
+            pool = [request for group in _portions(early) for request in self._push(group, accept, 0)]
+            steps = self.settings.max_push_steps
+            pool += [request for group in _portions(late) for request in self._push(group, accept, steps)]
         return dict(refused)
 
     def _attempt(self, request: Request) -> str:
@@ -132,11 +136,11 @@ class Pool:
         request.proposal = answer
         return ""
 
-    def _push(self, requests: list[Request], accept: Callable[[Request, Atoms], None]) -> list[Request]:
+    def _push(self, requests: list[Request], accept: Callable[[Request, Atoms], None], max_steps: int) -> list[Request]:
         """Push the atoms of some structures apart, hand out the good ones and give back the others."""
         started = time.perf_counter()
         proposals = [request.proposal for request in requests if request.proposal is not None]
-        good = spread([proposal.trial for proposal in proposals], self.distances, self.settings.max_push_steps)
+        good = spread([proposal.trial for proposal in proposals], self.distances, max_steps)
         each = (time.perf_counter() - started) / max(len(requests), 1)
         again: list[Request] = []
         for request, proposal, fine in zip(requests, proposals, good, strict=True):
