@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from acnn.batch import Batch
     from acnn.config import ModelConfig
 
-PIECE_ATOMS = {"cpu": 512, "fused": 2048, "cuda": 65536}
+PIECE_ATOMS = {"cpu": 512, "fused": 1024, "cuda": 65536}
 """Atoms evaluated together: what a CPU caches, what hides overhead in its fused form, what fills a GPU."""
 
 CLOSEST = 1e-3  # Å; distances are not taken smaller, so that coinciding atoms give large, finite numbers
