@@ -294,6 +294,9 @@ def explain(error: Exception) -> int:
     if isinstance(error, USER_ERRORS):
         return 2
     log = Path("error.log")
-    log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    typer.echo(f"(traceback in {log.absolute()}; --debug shows it)", err=True)
+    try:
+        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        typer.echo(f"(traceback in {log.absolute()}; --debug shows it)", err=True)
+    except OSError:
+        typer.echo("(--debug shows the traceback)", err=True)
     return 1

@@ -93,7 +93,7 @@ def _hull_figure(phases: list[dict[str, Any]], title: str, folder: Path) -> dict
         if p["e_above_hull"] is not None
     ]
     elements = sorted({element for p in known for element in p["chemsys"].split("-")})
-    if not {p.formula for p in points if p.final} >= set(elements):
+    if not elements or not {p.formula for p in points if p.final} >= set(elements):
         return {}  # a hull without its ends is no hull: the search is still at work
     figure = plots.plot_hull(points, elements, title)
     heights = plots.formation(points, elements)

@@ -90,7 +90,6 @@ def test_interrupted_search_has_a_report(finished, tmp_path):
     assert not (tmp_path / "report" / "learning.png").exists()
 
 
-@pytest.mark.xfail(reason="workflows/report.py draws an empty hull where no phase is known")
 def test_no_phases_no_hull(finished, tmp_path):
     write_report(open_store(finished), "another project", tmp_path / "report")
     assert not (tmp_path / "report" / "hull.png").exists()
