@@ -100,7 +100,7 @@ def walk_forward_near_hull(
     labelled_per_atom
         Energies by first principles, shape (n,), eV/atom.
     e_above_hull
-        Distances from the hull by the model, shape (n,), eV/atom.
+        Distances from the hull of the labels, by the lower of label and prediction, shape (n,), eV/atom.
     window_ev
         Labels within this distance count; if they are fewer than ``MIN_NEAR_LABELS``, the nearest so many do.
 

@@ -177,7 +177,7 @@ class AdvanceMaker(StageMaker):
             best_enthalpies=hull.enthalpies,
             n_relaxed=sum(done.selected.statuses.values()),
             n_unsafe=done.selected.statuses.get("unsafe", 0),
-            n_asked=len(new),
+            n_asked=done.labelled.asked - done.labelled.reused,
             n_labels=len(new),
             walk_forward_mev=done.trained.walk_forward.get(NEAR_HULL_ERROR),
             hours=sum(seconds) / 3600,

@@ -85,8 +85,11 @@ class StructureBatch(MSONable):
         """Return the batch as one compressed text field."""
         arrays = {"numbers": self.numbers, "positions": self.positions, "cells": self.cells, "counts": self.counts}
         arrays |= {f"column:{name}": values for name, values in self.columns.items()}
+        objects = [name for name, values in arrays.items() if values.dtype == object]
+        if objects:
+            raise ValueError(f"structure batch: expected numbers, truth values or texts, got objects in {objects}")
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # the stub takes columns for flags
         return {
             "@module": type(self).__module__,
             "@class": type(self).__name__,

@@ -373,7 +373,7 @@ def describe(phase: Phase, hull: Hull | None, project: str, pressure_gpa: float)
         pressure_gpa=pressure_gpa,
         status=_status(above),
         source="model" if label is None else "relaxation" if label.kind == LabelKind.RELAXATION else "single_point",
-        e_above_hull=None if above is None else max(above, 0.0),
+        e_above_hull=None if above is None else 0.0 if above <= ON_HULL else above,
         e_above_hull_model=info.get("e_above_hull"),
         enthalpy_per_atom=enthalpy,
         enthalpy_per_atom_model=info.get("enthalpy_per_atom"),

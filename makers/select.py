@@ -205,7 +205,9 @@ def _relaxations(docs: list[RelaxDoc]) -> Relaxations:
         spreads=join("spread"),
         ends=[(str(a), str(b)) for a, b in zip(join("status"), join("reason"), strict=True)],
         phase_ids=phase_ids,
-        independent=np.array([not p and o != "mutation" for p, o in zip(phase_ids, origins, strict=True)]),
+        independent=np.array(
+            [not p and o not in {"mutation", "seed"} for p, o in zip(phase_ids, origins, strict=True)]
+        ),
     )
 
 

@@ -74,7 +74,7 @@ def test_full_example_lists_every_option_with_its_default():
     file = ROOT / "examples" / "full.yaml"
     # python -c "from workflows.templates import full_example; print(full_example(), end='')" > examples/full.yaml
     assert file.read_text(encoding="utf-8") == full_example()
-    label = {"door": "ase", "calculator": "gpaw"}
+    label = {"door": "ase", "calculator": "emt"}
     assert load_config(file) == parse_config({"project": "full", "system": "Mg-Si", "label": label})
     content = yaml.safe_load(full_example())
     for name, field in SearchConfig.model_fields.items():

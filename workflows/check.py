@@ -61,6 +61,11 @@ def verify(config: SearchConfig) -> None:
             f"generate.n_initial: expected at least one label for each of {len(config.system)} elements, "
             f"got {config.generate.n_initial}"
         )
+    if config.advance.max_labels is not None and config.advance.max_labels < len(config.system):
+        raise ConfigError(
+            f"advance.max_labels: expected at least one label for each of {len(config.system)} elements, "
+            f"got {config.advance.max_labels}"
+        )
     knowledge = Knowledge.initial(config.system, config.pressure_gpa)
     generate(config.trial_settings, knowledge, elements=config.system, n=1, seed=np.random.SeedSequence(config.seed))
     SearchMaker(config).make()

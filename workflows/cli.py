@@ -284,7 +284,9 @@ def interruptible(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(f"\ninterrupted: finished labels are kept; go on with `hullseeker resume {folder}`", err=True)
+        begun = (folder / "search.yaml").exists()
+        hint = f"finished labels are kept; go on with `hullseeker resume {folder}`" if begun else "nothing was begun"
+        typer.echo(f"\ninterrupted: {hint}", err=True)
         raise typer.Exit(130) from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -18,6 +19,7 @@ from csp.config import AdvanceConfig, GenerateConfig, SelectConfig
 from csp.knowledge import reduced_formula
 from makers.config import LabelConfig
 from makers.errors import ConfigError
+from makers.labelling import settings_fingerprint
 
 SYMBOLS = frozenset(chemical_symbols[1:])
 
@@ -55,6 +57,8 @@ class SearchConfig(BaseModel):
     @field_validator("system")
     @classmethod
     def _elements_exist(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not "".join(value):
+            raise ValueError("expected element symbols joined by `-`, as Mg-Si, got none")
         for symbol in value:
             if symbol not in SYMBOLS:
                 near = difflib.get_close_matches(symbol.capitalize(), SYMBOLS, n=1, cutoff=0.0)[0]
@@ -62,6 +66,16 @@ class SearchConfig(BaseModel):
         if len(set(value)) != len(value):
             raise ValueError(f"expected each element once, got {'-'.join(value)}")
         return value
+
+    @model_validator(mode="after")
+    def _one_scale_of_bonds(self) -> Self:
+        default = RelaxConfig.model_fields["bonds_scale"].default
+        if self.relax.bonds_scale not in (default, self.select.bonds_scale):
+            raise ValueError(
+                "relax.bonds_scale: a search starts from select.bonds_scale and follows the number of unsafe "
+                f"structures; expected it there, got {self.relax.bonds_scale:g} here"
+            )
+        return self
 
     @model_validator(mode="after")
     def _compositions_are_possible(self) -> Self:
@@ -101,8 +115,18 @@ class SearchConfig(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     def fingerprint(self) -> str:
-        """Return a hash of all settings: a search that goes on with other settings is another search."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
+        """Return a hash of what makes it this search: system, pressure, seed, label settings, shape of the potential.
+
+        Budgets, workers, time limits and sizes may change while a search goes on.
+        """
+        identity = {
+            "system": self.system,
+            "pressure_gpa": self.pressure_gpa,
+            "seed": self.seed,
+            "label": settings_fingerprint(self.label),
+            "model": self.train.model.model_dump(mode="json"),
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def load_config(path: Path | str) -> SearchConfig:
@@ -126,7 +150,7 @@ def load_config(path: Path | str) -> SearchConfig:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a safe loader
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; `hullseeker init DIR` writes one to start from") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -135,7 +159,25 @@ def load_config(path: Path | str) -> SearchConfig:
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected keys and values such as `project: mg-si`, got {type(content).__name__}")
+    _resolve_seeds(content, path.parent)
     return parse_config(content, source=str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which reads 1e-7 as a number as everybody means it (YAML 1.1 would read a text)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _resolve_seeds(content: dict[str, Any], folder: Path) -> None:
+    """Make the paths of seeds absolute: jobs run in folders of their own."""
+    section = content.get("generate")
+    seeds = section.get("seeds") if isinstance(section, dict) else None
+    if isinstance(section, dict) and isinstance(seeds, list) and all(isinstance(seed, str) for seed in seeds):
+        section["seeds"] = [str((folder / seed).resolve()) for seed in seeds]
 
 
 def parse_config(content: dict[str, Any], *, source: str = "search") -> SearchConfig:
@@ -168,6 +210,8 @@ def parse_config(content: dict[str, Any], *, source: str = "search") -> SearchCo
 def _explain(error: dict[str, Any]) -> str:
     """Rewrite one pydantic error: key, what was expected, what came, the nearest valid name."""
     location = [str(part) for part in error["loc"]]
+    if location[:1] == ["label"] and location[1:2] in (["ase"], ["atomate2"]):
+        del location[1]  # the tag of the union, which nobody wrote
     key = ".".join(location) or "search file"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
@@ -175,6 +219,9 @@ def _explain(error: dict[str, Any]) -> str:
         near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
         hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(names))}"
         return f"{key}: unknown option; {hint}"
+    if error["type"].startswith("union_tag"):
+        came = error["input"].get("door", "no door") if isinstance(error["input"], dict) else error["input"]
+        return f"{key}.door: expected `ase` or `atomate2`, got {came!r}"
     if error["type"] == "missing":
         return f"{key}: required, but not given"
     if error["type"] == "value_error":

@@ -50,7 +50,10 @@ def export_phases(store: JobStore, project: str, out: Path, below: float) -> int
     if not phases:
         raise ConfigError(f"{project}: no phase within {below} eV/atom of the hull; raise --below")
     if out.suffix == ".json":
-        out.write_text(phases_json(phases), encoding="utf-8")
+        try:
+            out.write_text(phases_json(phases), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{out}: expected a file that can be written, got: {error.strerror}") from error
         return len(phases)
     frames = []
     for doc in phases:

@@ -1,4 +1,4 @@
-"""Submit a search to FireWorks, and write the files to start from; the only module that knows FireWorks."""
+"""Submit a search to FireWorks; the only module that knows it."""
 
 from __future__ import annotations
 

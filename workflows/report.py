@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING, Any
 
+from makers.errors import ConfigError
 from workflows import plots
 from workflows.results import generations, query_phases, report
 from workflows.tables import generations_table, phases_table
@@ -49,7 +50,10 @@ def write_report(store: JobStore, project: str, folder: Path) -> Path:
     Path
         The page.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: expected a folder that can be written, got: {error.strerror}") from error
     done = generations(store, project)
     phases = query_phases(store, project)
     answer = report(store, project)

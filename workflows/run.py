@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from jobflow import Flow, run_locally
 
 from makers.errors import ConfigError, StopError
+from makers.stage import Stage, job_uuid
 from makers.stores import embedded_job_store
 from workflows.config import SearchConfig, load_config
 from workflows.results import generations, report
-from workflows.search import SearchMaker
+from workflows.search import SearchMaker, job_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,9 +119,21 @@ def resume_search(folder: Path | str) -> ReportDoc:
     if answer is not None:
         return answer
     maker = SearchMaker(config)
+    _check_same(maker, store, folder)
     done = generations(store, config.project)
     flow = maker.after(done[-1], store) if done else maker.make()
     return _run(unfinished(flow, store), config, folder)
+
+
+def _check_same(maker: SearchMaker, store: JobStore, folder: Path) -> None:
+    """Refuse to go on with what has become another search."""
+    begun = store.count({"metadata.project": maker.config.project})
+    same = store.count({"uuid": job_uuid(maker.run_id, job_name(Stage.GENERATE, 0, "0"))})
+    if begun and not same:
+        raise ConfigError(
+            f"{folder / SEARCH_FILE}: system, pressure_gpa, seed, project, the physics of `label` or train.model have "
+            "changed since the search began; take that back, or start another search in another folder"
+        )
 
 
 def unfinished(flow: Flow, store: JobStore) -> Flow:

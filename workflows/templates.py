@@ -1,4 +1,4 @@
-"""The search files to start from, and the LaunchPad's."""
+"""The search files to start from."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def full_example() -> str:
     str
         YAML, for labels by an ASE calculator.
     """
-    label = AseLabelConfig(calculator="gpaw")
+    label = AseLabelConfig(calculator="emt")
     config = SearchConfig(project="full", system=("Mg", "Si"), label=label)
     head = "# Every option of a search file with its default. Only project, system and label have to be given."
     return "\n".join([head, *_lines(config, "")]) + "\n"

@@ -97,6 +97,25 @@ def calculator_versions(calculator: Calculator) -> dict[str, str]:
     return found
 
 
+def _check_calculator(config: AseLabelConfig) -> None:
+    """Build the calculator once, and look for the program that it starts."""
+    load_factory(config.calculator)
+    try:
+        calculator = build_calculator(config.calculator, config.settings)
+    except Exception as exc:
+        raise ConfigError(
+            f"label.settings: {config.calculator!r} does not start with them ({type(exc).__name__}: "
+            f"{' '.join(str(exc).split())[:300]}): correct the keywords, or install and configure the program"
+        ) from exc
+    command = getattr(getattr(calculator, "profile", None), "command", None)
+    program = shlex.split(command)[0] if isinstance(command, str) and command.strip() else None
+    if program is not None and shutil.which(program) is None:
+        raise ConfigError(
+            f"label.calculator: the executable {program!r} of {config.calculator!r} was not found: install it, or "
+            "name it in ASE's configuration file"
+        )
+
+
 def check_labeller(config: AseLabelConfig | Atomate2LabelConfig) -> None:
     """Find out on this machine, without calculating anything, whether the labeller can start.
 
@@ -111,7 +130,7 @@ def check_labeller(config: AseLabelConfig | Atomate2LabelConfig) -> None:
         If a package or an executable is missing, or a setting is not accepted; one paragraph.
     """
     if isinstance(config, AseLabelConfig):
-        load_factory(config.calculator)
+        _check_calculator(config)
         return
     from makers.labelling.vasp import build_maker, vasp_command  # noqa: PLC0415 - imports atomate2, eight seconds
 
