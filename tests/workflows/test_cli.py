@@ -156,14 +156,19 @@ def test_unexpected_errors_leave_their_traceback_in_a_file(hullseeker, search_fi
         hullseeker("--debug", "run", search_file())
 
 
-def test_ctrl_c_says_how_to_go_on(hullseeker, search_file, monkeypatch):
-    def interrupted(*_: object) -> None:
+@pytest.mark.parametrize("begun", [True, False])
+def test_ctrl_c_says_how_to_go_on(hullseeker, search_file, monkeypatch, begun):
+    def interrupted(_: object, folder: Path) -> None:
+        if begun:
+            folder.mkdir(parents=True)
+            (folder / "search.yaml").write_text("project: tiny\n")
         raise KeyboardInterrupt
 
     monkeypatch.setattr("workflows.run.run_search", interrupted)
     code, _, err = hullseeker("run", search_file())
     assert code == 130
-    assert "finished labels are kept; go on with `hullseeker resume runs/tiny`" in err
+    hint = "finished labels are kept; go on with `hullseeker resume runs/tiny`" if begun else "nothing was begun"
+    assert hint in err
 
 
 def test_init_then_check(hullseeker, tmp_path):

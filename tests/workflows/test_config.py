@@ -38,8 +38,33 @@ def test_resolved_file_reads_back_the_same():
     assert again.fingerprint() == config.fingerprint()
 
 
-def test_every_setting_counts_in_the_fingerprint():
-    assert parse_config(with_value("relax.fmax", 0.011)).fingerprint() != parse_config(GOOD).fingerprint()
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("pressure_gpa", 5), ("seed", 2), ("system", "Mg-O"), ("train.model.channels", 4), ("label.calculator", "lj")],
+)
+def test_another_system_or_physics_is_another_search(path: str, value: object):
+    assert parse_config(with_value(path, value)).fingerprint() != parse_config(GOOD).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [("relax.fmax", 0.011), ("label.workers", 3), ("advance.max_generations", 99)]
+)
+def test_budgets_and_machine_facts_may_change_in_a_search(path: str, value: object):
+    assert parse_config(with_value(path, value)).fingerprint() == parse_config(GOOD).fingerprint()
+
+
+def test_seeds_are_found_beside_the_search_file(tmp_path):
+    file = tmp_path / "search.yaml"
+    file.write_text(yaml.safe_dump(with_value("generate.seeds", ["known", "/abs/a.cif"])))
+    assert load_config(file).generate.seeds == (str(tmp_path / "known"), "/abs/a.cif")
+
+
+def test_exponents_are_numbers(tmp_path):
+    file = tmp_path / "search.yaml"
+    file.write_text(
+        "project: t\nsystem: Mg\nlabel: {door: ase, calculator: emt, settings: {a: 1e-7, b: -2.5E3, c: e-7}}\n"
+    )
+    assert load_config(file).label.settings == {"a": 1e-7, "b": -2500.0, "c": "e-7"}
 
 
 @pytest.mark.parametrize(
@@ -57,7 +82,10 @@ def test_every_setting_counts_in_the_fingerprint():
         ("generate.compositions", ["mg2si"], "generate.compositions: expected"),
         ("generate.atoms", [4, 2], "expected 1 <= least <= most, got (4, 2)"),
         ("label.calculator", "gpow", "gpaw"),
-        ("label.door", "vasp", "label"),
+        ("label.door", "vasp", "label.door: expected `ase` or `atomate2`, got 'vasp'"),
+        ("label.timeout", 3, "label.timeout: unknown option; did you mean `timeout_s`?"),
+        ("system", "", "system: expected element symbols joined by `-`, as Mg-Si, got none"),
+        ("relax.bonds_scale", 0.5, "relax.bonds_scale: a search starts from select.bonds_scale"),
     ],
 )
 def test_mistakes_are_explained(path: str, value: object, expected: str):
