@@ -45,7 +45,6 @@ REFERENCE_PROJECT = "demo-reference"
 SMALLEST: dict[str, dict[str, Any]] = {
     "generate": {"n_initial": 30, "n_structures": 400, "atoms": [1, 3]},
     "select": {"n_labels": 8},
-    "train": {"max_time": 10},
     "advance": {"max_generations": 3, "final_max": 3},
 }
 
