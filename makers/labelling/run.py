@@ -8,6 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 from makers.config import AseLabelConfig
 from makers.documents import LabelKind, LabelStatus, LabelSummary
 from makers.errors import LabelError
@@ -69,7 +71,8 @@ def label_structures(
     statuses = {request.label_id: LabelStatus.OK for request in reused}
     with LabelPool(config, folder or Path.cwd()) as pool:
         largest_first = sorted(missing.values(), key=lambda request: -len(request.atoms))  # workers finish together
-        for outcome in pool.run([_task(request, context) for request in largest_first]):
+        outcomes = pool.run([_task(request, context) for request in missing.values()])
+        for outcome in tqdm(outcomes, total=len(missing), desc="label", unit="label", disable=None, leave=False):
             label = context.document(missing[outcome.label_id], judge(outcome, context))
             write_label(store, label)
             statuses[label.label_id] = label.status
