@@ -71,7 +71,7 @@ def label_structures(
     statuses = {request.label_id: LabelStatus.OK for request in reused}
     with LabelPool(config, folder or Path.cwd()) as pool:
         largest_first = sorted(missing.values(), key=lambda request: -len(request.atoms))  # workers finish together
-        outcomes = pool.run([_task(request, context) for request in missing.values()])
+        outcomes = pool.run([_task(request, context) for request in largest_first])
         for outcome in tqdm(outcomes, total=len(missing), desc="label", unit="label", disable=None, leave=False):
             label = context.document(missing[outcome.label_id], judge(outcome, context))
             write_label(store, label)
