@@ -43,10 +43,9 @@ REFERENCE_PROJECT = "demo-reference"
 
 # Fewer labels for the test suite: the same stages, the same question, the same check.
 SMALLEST: dict[str, dict[str, Any]] = {
-    "generate": {"n_initial": 30, "n_structures": 400, "atoms": [1, 3]},
-    "select": {"n_labels": 8},
-    "train": {"max_time": 10},
-    "advance": {"max_generations": 3, "final_max": 3},
+    "generate": {"n_initial": 30, "atoms": [1, 3]},
+    "select": {"n_labels": 12},
+    "advance": {"max_generations": 4, "final_max": 3},
 }
 
 
@@ -99,7 +98,7 @@ def demo_config(*, smallest: bool) -> SearchConfig:
     content = yaml.safe_load(files("workflows").joinpath("configs", "demo.yaml").read_text(encoding="utf-8"))
     if smallest:
         for section, values in SMALLEST.items():
-            content[section] = content.get(section, {}) | values
+            content[section] |= values
     return parse_config(content, source="demo.yaml")
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from acnn.errors import ConfigError, ModelError, NumericalError
 from acnn.nn.potential import Potential
 from acnn.train.dataset import Dataset
-from acnn.train.labels import Label, LabelSet, read_labels, split_families
+from acnn.train.labels import Label, LabelSet, family_blocks, read_labels, split_families
 from acnn.train.loss import RobustLoss, Weights, energy_trust, random_mixture, residuals
 from acnn.train.metrics import calibration_factor, measure
 from acnn.train.optimizer import Soap
@@ -38,7 +38,7 @@ WARM_UP = 0.03  # of the training, during which the learning rate rises
 WARM_UP_STEPS = 30.0  # at least
 EXPLODED = 1e6  # a loss that no training recovers from; it starts at about one
 MOST_REWINDS = 4
-OWNED = 0.8  # part of the families that each committee member learns from
+OWNED = 0.8  # part of the labels, in blocks of related ones, that each committee member learns from
 SAVE_SECONDS = 30.0
 
 
@@ -162,11 +162,10 @@ class _Run:
         if not (warm and potential.attention is not None):
             order = self.kept[torch.randperm(len(self.kept), generator=self.generator)]
             set_whitening(potential, self.data, order, settings.batch_atoms, keep_function=warm)
-        names = sorted({label.family for label in self.labels})
-        owners = rng.random((len(names), potential.n_members)) < OWNED
-        rows = [names.index(label.family) for label in self.labels] if len(names) < 2000 else _rows(names, self.labels)
+        blocks = family_blocks(self.labels)
+        owners = rng.random((max(blocks) + 1, potential.n_members)) < OWNED
         owners[owners.sum(1) == 0] = True
-        self.owned = torch.as_tensor(owners[rows], dtype=potential.dtype)
+        self.owned = torch.as_tensor(owners[blocks], dtype=potential.dtype)
         excess = self.data.energy / self.data.counts
         self.loss = RobustLoss(energy_trust(excess), float(potential.scale))
         named = [(name, p) for name, p in potential.named_parameters() if p.requires_grad]
@@ -318,12 +317,6 @@ class _Run:
         }
         logger.info("trained on %d labels in %.1f s, %d steps", len(self.kept), state.seconds, state.step)
         return TrainResult(potential.eval(), state.history, self.dropped, len(self.kept), len(self.held), state.seconds)
-
-
-def _rows(names: list[str], labels: Sequence[Label]) -> list[int]:
-    """Give the number of each label's family."""
-    number = {name: row for row, name in enumerate(names)}
-    return [number[label.family] for label in labels]
 
 
 def default_steps(n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:

@@ -11,7 +11,7 @@ from acnn.config import ModelConfig, TrainConfig
 from acnn.errors import ConfigError, DataError, ModelError, NumericalError
 from acnn.evaluate import evaluate, predict
 from acnn.train import history_csv, train
-from acnn.train.labels import fit_references, read_labels, split_families
+from acnn.train.labels import family_blocks, fit_references, read_labels, split_families
 from acnn.train.loop import _Run
 from acnn.train.loss import RobustLoss, random_mixture
 
@@ -184,6 +184,22 @@ def test_families_are_never_divided(alloys):
     assert sorted(kept + held) == list(range(40))
     assert not {labels[n].family for n in kept} & {labels[n].family for n in held}
     assert 6 <= len(held) <= 8
+
+
+def test_a_dominant_family_is_divided_into_runs(alloys):
+    frames = [alloys[0].copy() for _ in range(200)]
+    for number, frame in enumerate(frames):
+        frame.info["family"] = "md" if number < 180 else f"small-{number // 4}"
+        frame.calc = alloys[0].calc
+    labels = read_labels(frames, QUICK).labels
+    blocks = np.array(family_blocks(labels))
+    assert np.bincount(blocks).tolist() == [10] * 18 + [4] * 5
+    assert (np.diff(blocks) >= 0).all()
+    for seed in range(20):
+        held = split_families(labels, 0.1, np.random.default_rng(seed))[1]
+        assert 10 <= len(held) <= 20
+        for block in np.unique(blocks[held]):
+            assert set(np.flatnonzero(blocks == block)) <= set(held)
 
 
 def test_references_ignore_wild_labels(alloys):
