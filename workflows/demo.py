@@ -43,9 +43,9 @@ REFERENCE_PROJECT = "demo-reference"
 
 # Fewer labels for the test suite: the same stages, the same question, the same check.
 SMALLEST: dict[str, dict[str, Any]] = {
-    "generate": {"n_initial": 30, "atoms": [1, 3]},
-    "select": {"n_labels": 12},
-    "advance": {"max_generations": 4, "final_max": 3},
+    "generate": {"n_initial": 34, "atoms": [1, 3]},
+    "select": {"n_labels": 10, "end_members": 9},  # a wrong element would make every compound's height wrong
+    "advance": {"max_generations": 4, "final_max": 4},
 }
 
 
