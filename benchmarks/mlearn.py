@@ -3,10 +3,6 @@
 Get the data with ``git clone https://github.com/materialsvirtuallab/mlearn`` and run
 
     python benchmarks/mlearn.py mlearn/data --elements Si Cu Mo --max-time 1800 --out mlearn.json
-
-The sets hold energies (eV), forces (eV/Å) and virial stresses (kbar, compression positive). The order of the stress
-components is xx yy zz xy xz yz, except in the group Elastic of Si, where it is xx yy zz xy yz xz: found by comparing
-with potentials that learned energies and forces alone.
 """
 
 from __future__ import annotations
@@ -18,11 +14,8 @@ import platform
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
-from ase.units import GPa
+from public_data import mlearn
 
 from acnn import __version__, checkpoint
 from acnn.config import ModelConfig, TrainConfig
@@ -34,43 +27,6 @@ PUBLISHED = {  # moment tensor potential: energy meV/atom, force eV/Å, stress G
     "Cu": (0.41, 0.0069, 1.19),
     "Mo": (2.94, 0.090, 0.51),
 }
-KBAR = 0.1 * GPa
-
-
-def read(path: Path) -> list[Atoms]:
-    """Read one file of the set.
-
-    Parameters
-    ----------
-    path
-        A JSON file.
-
-    Returns
-    -------
-    list
-        Structures with their labels.
-    """
-    frames = []
-    for entry in json.loads(path.read_text()):
-        structure, outputs = entry["structure"], entry["outputs"]
-        symbols = [site["species"][0]["element"] for site in structure["sites"]]
-        positions = [site["xyz"] for site in structure["sites"]]
-        atoms = Atoms(symbols, positions=positions, cell=structure["lattice"]["matrix"], pbc=True)
-        xx, yy, zz, xy, fifth, sixth = outputs["virial_stress"]
-        swapped = entry.get("group") == "Elastic" and symbols[0] == "Si"
-        yz, xz = (fifth, sixth) if swapped else (sixth, fifth)
-        stress = -KBAR * np.array([xx, yy, zz, yz, xz, xy])
-        forces = np.array(outputs["forces"])
-        atoms.calc = SinglePointCalculator(atoms, energy=outputs["energy"], forces=forces, stress=stress)
-        atoms.info["group"] = str(entry.get("group", ""))
-        frames.append(atoms)
-    return frames
-
-
-def find(folder: Path, element: str, part: str) -> Path:
-    """Find a file in the layout of the repository, or flat."""
-    nested = folder / element / f"{part}.json"
-    return nested if nested.exists() else folder / f"{element}-{part}.json"
 
 
 def main() -> None:
@@ -101,10 +57,11 @@ def main() -> None:
     for element in args.elements:
         model = ModelConfig(**args.model)
         settings = TrainConfig(**{"max_time": args.max_time, **args.train})
+        frames, test = mlearn(args.folder, element)
         started, cpu = time.monotonic(), time.process_time()
-        result = train(read(find(args.folder, element, "training")), model=model, settings=settings, seed=args.seed)
+        result = train(frames, model=model, settings=settings, seed=args.seed)
         seconds, cpu = time.monotonic() - started, time.process_time() - cpu
-        metrics = evaluate(result.potential, read(find(args.folder, element, "test")))
+        metrics = evaluate(result.potential, test)
         entry = {
             "wall_s": round(seconds, 1),
             "cpu_s": round(cpu, 1),

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
+from public_data import read_silicon
 
 from acnn import __version__
 from acnn.config import ModelConfig, TrainConfig
@@ -29,33 +28,9 @@ from acnn.evaluate import evaluate
 from acnn.train import TrainResult, train
 
 if TYPE_CHECKING:
+    from ase import Atoms
+
     from acnn.nn.potential import Potential
-
-FILES = ("Si4", "Si6", "Si8", "Si16")
-
-
-def read(folder: Path) -> list[Atoms]:
-    """Read all structures that the folder holds.
-
-    Parameters
-    ----------
-    folder
-        With the files Si4.json to Si16.json.
-
-    Returns
-    -------
-    list
-        Labelled structures.
-    """
-    frames = []
-    for name in FILES:
-        for entry in json.loads((folder / f"{name}.json").read_text()):
-            cell, scaled = entry["lattice"]["data"], entry["coords"]["data"]
-            atoms = Atoms(entry["elements"], scaled_positions=scaled, cell=cell, pbc=True)
-            forces = np.array(entry["force"], dtype=float).reshape(-1, 3)
-            atoms.calc = SinglePointCalculator(atoms, energy=entry["energy"], forces=forces)
-            frames.append(atoms)
-    return frames
 
 
 def fit(frames: list[Atoms], args: argparse.Namespace, previous: Potential | None = None) -> tuple[TrainResult, float]:
@@ -87,7 +62,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    frames = read(args.folder)
+    frames = read_silicon(args.folder)
     order = np.random.default_rng(args.seed).permutation(len(frames))
     test = [frames[k] for k in order[: args.n_test]]
     pool = [frames[k] for k in order[args.n_test : args.n_test + args.n_train]]
