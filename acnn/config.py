@@ -73,7 +73,7 @@ class TrainConfig(Settings):
     validation_fraction: float = Field(
         0.1, ge=0, lt=0.9, description="Part of the structure families held out for early stopping."
     )
-    patience: int = Field(60, ge=1, description="Evaluations without improvement before the training stops.")
+    patience: int = Field(200, ge=1, description="Evaluations without improvement before the training stops.")
     evaluate_every: int = Field(50, ge=1, description="Optimiser steps between two evaluations on the held-out part.")
     max_force: float = Field(50.0, gt=0, description="Labels with a larger force component are set aside, eV/Å.")
     max_energy: float = Field(
