@@ -49,13 +49,33 @@ def options(
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Folder to make.")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder to make; with --scheduler by default hullseeker-config.")
+    ] = None,
     *,
     template: Annotated[str, typer.Option(help="Which example to start from: demo, or vasp.")] = "demo",
+    scheduler: Annotated[
+        str | None, typer.Option(help="Write what a cluster needs instead, for slurm, pbs, sge or lsf.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="MongoDB as the compute nodes reach it: host or host:port.")] = "localhost",
+    database: Annotated[str, typer.Option(help="Database of workflows and results.")] = "hullseeker",
+    username: Annotated[
+        str | None, typer.Option(help="Its user; the password is read from HULLSEEKER_DB_PASSWORD, if that is set.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the files of a cluster that exist.")] = False,
 ) -> None:
-    """Write an annotated search file to start from."""
+    """Write an annotated search file to start from, or what a cluster needs."""
+    if scheduler is not None:
+        from workflows.cluster import next_steps, site_here, write_working_set
+
+        site = site_here(folder or Path("hullseeker-config"), scheduler, host, database, username)
+        write_working_set(site, force=force)
+        typer.echo(next_steps(site))
+        return
     from workflows.templates import write_template
 
+    if folder is None:
+        raise ConfigError("init: name the folder to make, as in `hullseeker init my-search`")
     path = write_template(folder, template)
     typer.echo(f"wrote {path}; edit it, then: hullseeker check {path}")
 
