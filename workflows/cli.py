@@ -149,6 +149,23 @@ def submit(file: SearchFile) -> None:
 
 
 @app.command()
+def doctor(
+    file: Annotated[Path | None, typer.Argument(help="Search file whose labeller is looked at too.")] = None,
+) -> None:
+    """Check every link to the database, the queue and the codes, and say how to mend each."""
+    from workflows.doctor import examine
+    from workflows.findings import Verdict, show
+
+    failed = 0
+    for finding in examine(file):
+        typer.echo(show(finding))
+        failed += finding.verdict == Verdict.FAILED
+    if failed:
+        typer.echo(f"\n{failed} failed: a search cannot run like this")
+        raise typer.Exit(1)
+
+
+@app.command()
 def status(folder: Folder = None, *, project: Project = None) -> None:
     """Show what each generation did and where the search stands."""
     from workflows.tables import status_table

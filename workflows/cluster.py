@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from makers.errors import ConfigError
+from workflows.routing import WORKERS as DEFAULT_RESOURCES
 
 CREDENTIAL_VARIABLE = "HULLSEEKER_DB_PASSWORD"
 SECRET = ("my_launchpad.yaml", "jobflow.yaml")
@@ -61,15 +62,7 @@ WORKERS = {
 }
 """By the first word of their files."""
 
-STAGES = {
-    "generate": "light",
-    "relax": "ml",
-    "select": "light",
-    "label": "dft",
-    "train": "ml",
-    "advance": "light",
-    "report": "light",
-}
+STAGES = {stage: str(settings["_category"]) for stage, settings in DEFAULT_RESOURCES.items()}
 """Which worker runs which stage."""
 
 SCHEDULERS = ("slurm", "pbs", "sge", "lsf")
