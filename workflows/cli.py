@@ -126,8 +126,29 @@ def run(
 
 
 @app.command()
-def resume(folder: Folder = None) -> None:
+def resume(
+    folder: Folder = None,
+    *,
+    project: Annotated[
+        str | None, typer.Option(help="Search on the LaunchPad: run again what was lost or failed, and nothing else.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --project: explain, and change nothing.")] = False,
+    expiration: Annotated[
+        float | None, typer.Option(help="With --project: seconds without a sign of life until a job counts as lost.")
+    ] = None,
+) -> None:
     """Go on with an interrupted search."""
+    if project is not None:
+        from workflows.launch import fireworks_setup, open_launchpad
+        from workflows.recover import recover
+        from workflows.tables import recovery_table
+
+        limit = fireworks_setup().expiration if expiration is None else expiration
+        cases, others = recover(open_launchpad(), project, limit, dry_run=dry_run)
+        typer.echo(f"{others}\n\n{recovery_table(cases, dry_run=dry_run)}")
+        return
+    if dry_run or expiration is not None:
+        raise ConfigError("--dry-run, --expiration: expected with --project, for a search on the LaunchPad")
     from workflows.run import resume_search
 
     folder = folder or newest_folder()
