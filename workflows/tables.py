@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from makers.indexes import BASIS
 from makers.outcomes import NEAR_HULL_ERROR
 from workflows.results import generations, report
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from jobflow import JobStore
 
     from makers.outcomes import GenerationDoc, ReportDoc
+    from workflows.recover import Case
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -120,6 +122,37 @@ def phases_table(phases: Sequence[Mapping[str, Any]]) -> str:
     return table(header, rows)
 
 
+def recovery_table(cases: Sequence[Case], *, dry_run: bool) -> str:
+    """Return jobs in trouble as text.
+
+    Parameters
+    ----------
+    cases
+        What was found.
+    dry_run
+        Whether nothing was done about it.
+
+    Returns
+    -------
+    str
+        One line a job, and what to do next.
+    """
+    if not cases:
+        return "no job is lost, failed or forgotten; if nothing runs, start workers with `qlaunch` or `rlaunch`"
+    would = "would be done" if dry_run else "what is done"
+    rows = [(c.name, c.fw_id, str(c.trouble), _duration(c.age), str(c.action), c.why) for c in cases]
+    lines = table(("job", "firework", "trouble", "for", would, "why"), rows)
+    hint = "nothing was changed: leave out --dry-run" if dry_run else "now start workers with `qlaunch` or `rlaunch`"
+    return f"{lines}\n\n{hint}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def phases_json(phases: Sequence[Mapping[str, Any]]) -> str:
     """Return phases as JSON.
 
@@ -133,7 +166,7 @@ def phases_json(phases: Sequence[Mapping[str, Any]]) -> str:
     str
         A list of documents; pymatgen reads their ``structure``.
     """
-    plain = [{k: v for k, v in doc.items() if k not in {"_id", "phase_key"}} for doc in phases]
+    plain = [{k: v for k, v in doc.items() if k not in {"_id", "phase_key", BASIS}} for doc in phases]
     return json.dumps(plain, indent=1)
 
 
