@@ -77,6 +77,7 @@ def campaign(tmp_path, slurm, database) -> Iterator[Callable[..., Campaign]]:
         return Campaign(tmp_path / "campaign", database, slurm, "tiny", **options)
 
     yield make
+    slurm.thaw()
     slurm.cancel()
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import bson
 import pytest
+from campaign import wait_for
 from database import LARGEST, connected
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def test_search_by_four_launchers_of_slurm(campaign, reference):
     search = campaign(generations=GENERATIONS)
     assert "added tiny" in search.submit()
     with search.launching():
-        search.wait_until_done()
+        wait_for(search.is_done, "the search is done")
     assert_each_job_ran_once(search)
     assert len({line.split("\t")[2] for line in search.jobs()}) > 1  # processes: several launchers had work
     answer, calculations = reference(GENERATIONS)
@@ -58,7 +59,7 @@ def test_search_on_a_real_mongodb(real_campaign, reference):
     search = real_campaign
     search.submit()
     with search.launching():
-        search.wait_until_done()
+        wait_for(search.is_done, "the search is done")
     assert_each_job_ran_once(search)
     answer, calculations = reference(GENERATIONS)
     assert search.answer() == answer

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 PATIENCE = 240.0  # s, for a whole search on a busy machine
-LAUNCHERS = 4
+EXPIRATION = 10  # s without a sign of life after which a job counts as lost
 DONE = {"COMPLETED"}
 CALCULATIONS = "calculations.txt"
 
@@ -91,12 +91,35 @@ def answer(store: JobStore, project: str) -> dict[str, Any]:
         "generations": [(g.generation, g.made, g.refused, g.statuses, g.chosen, g.labels) for g in steps],
         "errors": [g.metrics for g in steps],
         "attempts": [g.state.attempts for g in steps],
-        "labels": [g.state.n_labels for g in steps],
+        "history": [record.model_dump(mode="json", exclude={"hours"}) for record in steps[-1].state.history],
         "phases": [
             (p["phase_id"], p["formula"], p["enthalpy_per_atom"], p["e_above_hull"], p["times_found"], p["status"])
             for p in query_phases(store, project)
         ],
     }
+
+
+@dataclass(frozen=True)
+class Held:
+    """A job that waits at its beginning, until it is let go.
+
+    Parameters
+    ----------
+    file
+        As long as it exists.
+    """
+
+    file: Path
+
+    def wait(self) -> int:
+        """Wait until the job has begun; return its launcher's process."""
+        held = self.file.with_suffix(".held")
+        wait_for(lambda: held.exists() and held.read_text(), f"{self.file.stem} is held")
+        return int(held.read_text())
+
+    def release(self) -> None:
+        """Let it go on."""
+        self.file.unlink()
 
 
 @dataclass
@@ -115,6 +138,8 @@ class Campaign:
         Name of the search.
     generations
         How many it lasts.
+    launchers
+        How many work at once.
     walltime
         Of each launcher, HH:MM:SS.
     """
@@ -124,6 +149,7 @@ class Campaign:
     slurm: SlurmNode | None
     project: str
     generations: int = 3
+    launchers: int = 4
     walltime: str = "00:30:00"
 
     def __post_init__(self) -> None:
@@ -195,10 +221,19 @@ class Campaign:
         folder = folder or self.launches
         if self.slurm is not None:
             commands = [
-                [*self._tool("qlaunch"), "rapidfire", "-m", str(LAUNCHERS), "--nlaunches", "infinite", "--sleep", "1"]
+                [
+                    *self._tool("qlaunch"),
+                    "rapidfire",
+                    "-m",
+                    str(self.launchers),
+                    "--nlaunches",
+                    "infinite",
+                    "--sleep",
+                    "1",
+                ]
             ]
         else:
-            commands = [[*self._tool("rlaunch"), "rapidfire", "--nlaunches", "0", "--sleep", "1"]] * LAUNCHERS
+            commands = [[*self._tool("rlaunch"), "rapidfire", "--nlaunches", "0", "--sleep", "1"]] * self.launchers
         with (self.folder / "launchers.log").open("ab") as log:
             launchers = [
                 subprocess.Popen(command, cwd=folder, env=self.environment, stdout=log, stderr=log)  # noqa: S603
@@ -224,6 +259,10 @@ class Campaign:
         """Whether it has happened, as ``train 001.before.killed``."""
         return (self.folder / "faults" / name).exists()
 
+    def hold(self, job: str) -> Held:
+        """Let a job wait before it does anything."""
+        return Held(self.befall(f"{job}.before.hold"))
+
     def calculations(self) -> Counter[str]:
         """Return how often each calculation was begun."""
         return Counter((self.folder / CALCULATIONS).read_text().splitlines())
@@ -234,13 +273,30 @@ class Campaign:
             fields = {"name": 1, "state": 1, "launches": 1, "archived_launches": 1, "fw_id": 1}
             return list(client[self.project].fireworks.find({}, fields))
 
+    def lost(self) -> list[str]:
+        """Return the names of jobs that are said to run and have not given a sign of life for too long."""
+        limit = (datetime.now(UTC) - timedelta(seconds=EXPIRATION)).replace(tzinfo=None).isoformat()
+        with connected(self.database) as client:
+            running = client[self.project].launches.find({"state": "RUNNING"}, {"state_history": 1, "fw_id": 1})
+            silent = [launch["fw_id"] for launch in running if launch["state_history"][-1]["updated_on"] < limit]
+            found = client[self.project].fireworks.find({"fw_id": {"$in": silent}, "state": "RUNNING"}, {"name": 1})
+            return [firework["name"] for firework in found]
+
     def states(self) -> set[str]:
         """Return the states in which fireworks are."""
         return {firework["state"] for firework in self.fireworks()}
 
-    def wait_until_done(self, patience: float = PATIENCE) -> None:
-        """Wait until there is nothing left to do."""
-        wait_for(lambda: self.states() == DONE, f"{self.project} is done", patience)
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.states() == DONE
+
+    def wait_until_done(self) -> None:
+        """Wait for the end; resume whenever jobs were lost or have failed."""
+        while True:
+            wait_for(lambda: self.is_done() or self.lost() or "FIZZLED" in self.states(), f"{self.project} is done")
+            if self.is_done():
+                return
+            self.resume()
 
     def jobs(self) -> list[str]:
         """Return a line for each time that a job was begun."""
@@ -269,7 +325,7 @@ class Campaign:
             "FW_config.yaml": {
                 "CONFIG_FILE_DIR": str(self.configuration),
                 "PING_TIME_SECS": 2,
-                "RUN_EXPIRATION_SECS": 10,
+                "RUN_EXPIRATION_SECS": EXPIRATION,
                 "WFLOCK_EXPIRATION_SECS": 15,
                 "WFLOCK_EXPIRATION_KILL": True,
                 "QUEUE_UPDATE_INTERVAL": 1,

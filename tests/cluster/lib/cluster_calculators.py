@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,14 @@ if TYPE_CHECKING:
 
     from ase import Atoms
 
+KILL_AFTER = 5
+
 
 class LoggedEMT(EMT):
     """EMT that writes down what it calculates, and takes its process with it at some crystals.
 
-    The file is named by the variable CALCULATIONS: a setting would belong to the identity of the labels.
+    The file is named by the variable CALCULATIONS: a setting would belong to the identity of the labels. A file
+    ``calculation.kill`` in the folder of faults ends the launcher, once, as soon as KILL_AFTER calculations are done.
 
     Parameters
     ----------
@@ -41,6 +45,16 @@ class LoggedEMT(EMT):
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             os.abort()
         super().calculate(atoms, list(properties), list(system_changes))
+        self._kill_launcher()
+
+    @staticmethod
+    def _kill_launcher() -> None:
+        folder = Path(os.environ.get("FAULTS", ""))
+        kill = folder / "calculation.kill"
+        if kill.exists() and len(Path(os.environ["CALCULATIONS"]).read_text().splitlines()) > KILL_AFTER:
+            kill.rename(folder / "calculation.killed")
+            os.kill(os.getppid(), signal.SIGKILL)
+            signal.pause()  # this label is never finished
 
 
 def logged(crash: str = "") -> LoggedEMT:

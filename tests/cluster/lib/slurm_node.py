@@ -133,12 +133,15 @@ class SlurmNode:
         return self.run("sinfo", "-h", "-o", "%t").strip()
 
     def freeze(self) -> None:
-        """Let the node stop answering."""
+        """Let the node stop answering, and Slurm notice it."""
         self._signal("slurmd", signal.SIGSTOP)
+        self.run("scontrol", "update", f"nodename={self.host}", "state=down", "reason=frozen")
 
     def thaw(self) -> None:
-        """Let the node answer again."""
+        """Let the node answer again, and Slurm use it."""
         self._signal("slurmd", signal.SIGCONT)
+        if self.node_state() not in ("idle", "mix", "alloc"):
+            self.run("scontrol", "update", f"nodename={self.host}", "state=resume")
 
     def run(self, program: str, *arguments: str) -> str:
         """Run one of Slurm's programs and return what it says."""
