@@ -49,6 +49,7 @@ SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=1
 ReturnToService=2
 SlurmdTimeout=300
 KillWait=2
+JobRequeue=0
 MinJobAge=300
 NodeName={host} NodeAddr=127.0.0.1 CPUs={slots} RealMemory=1000 State=UNKNOWN
 PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE OverSubscribe=NO State=UP
