@@ -35,13 +35,16 @@ class Outcome(_Record):
     best_enthalpies: dict[str, float] = Field(description="Lowest labelled enthalpy by reduced formula, eV/atom.")
     n_relaxed: NonNegativeInt = Field(description="Relaxations of this generation.")
     n_unsafe: NonNegativeInt = Field(description="Unsafe ones among them.")
-    n_asked: NonNegativeInt = Field(description="Structures sent to first principles in this generation.")
+    n_asked: NonNegativeInt = Field(
+        description="Structures sent to first principles in this generation, failed ones too."
+    )
     n_labels: NonNegativeInt = Field(description="Labels that came back usable in this generation.")
     walk_forward_mev: float | None = Field(
         description="Error of the model on the new labels near the hull before it saw them, meV/atom; None where there "
         "was no model or nothing to label."
     )
-    hours: NonNegativeFloat = Field(description="Wall time of this generation, hours.")
+    started: str | None = Field(None, description="When the first job of the search began, ISO 8601, UTC.")
+    hours: NonNegativeFloat = Field(description="Wall time since then, hours.")
 
 
 class GenerationRecord(_Record):
@@ -59,7 +62,7 @@ class GenerationRecord(_Record):
     hull: tuple[str, ...] = Field(description="Phases on the hull of the labels.")
     near_hull: dict[str, float] = Field(description="Phases near the hull of the labels, eV/atom above it.")
     best_enthalpies: dict[str, float] = Field(description="Lowest labelled enthalpy by reduced formula, eV/atom.")
-    hours: NonNegativeFloat = Field(description="Wall time so far, hours.")
+    hours: NonNegativeFloat = Field(description="Wall time since the search began, hours.")
 
 
 class SearchState(_Record):
@@ -81,7 +84,9 @@ class SearchState(_Record):
         default_factory=dict, description="Phases that turned out to be another one: former name, name of today."
     )
     n_labels: NonNegativeInt = Field(0, description="Usable labels so far.")
-    hours: NonNegativeFloat = Field(0.0, description="Wall time so far, hours.")
+    n_asked: NonNegativeInt = Field(0, description="Structures sent to first principles so far, failed ones too.")
+    started: str | None = Field(None, description="When the first job of the search began, ISO 8601, UTC.")
+    hours: NonNegativeFloat = Field(0.0, description="Wall time since then, pauses included, hours.")
     history: tuple[GenerationRecord, ...] = Field((), description="One record per finished generation.")
 
 
@@ -172,7 +177,7 @@ def update_state(
     if outcome.n_unsafe > outcome.n_relaxed:
         raise DataError(f"advance: {outcome.n_unsafe} unsafe structures of {outcome.n_relaxed} relaxed")
     fraction = outcome.n_unsafe / outcome.n_relaxed if outcome.n_relaxed else 0.0
-    n_labels, hours = state.n_labels + outcome.n_labels, state.hours + outcome.hours
+    n_labels = state.n_labels + outcome.n_labels
     record = GenerationRecord(
         generation=state.generation,
         n_structures=state.n_structures,
@@ -184,7 +189,7 @@ def update_state(
         hull=tuple(sorted(outcome.hull)),
         near_hull=outcome.near_hull,
         best_enthalpies=outcome.best_enthalpies,
-        hours=hours,
+        hours=outcome.hours,
     )
     relaxed = outcome.n_relaxed > 0
     return SearchState(
@@ -198,7 +203,9 @@ def update_state(
         times_found={k: n for k, n in (state.times_found | outcome.times_found).items() if k not in outcome.aliases},
         aliases=joined_aliases(state.aliases, outcome.aliases),
         n_labels=n_labels,
-        hours=hours,
+        n_asked=state.n_asked + outcome.n_asked,
+        started=state.started or outcome.started,
+        hours=outcome.hours,
         history=(*state.history, record),
     )
 
@@ -285,14 +292,14 @@ def to_near_hull(found: NearHull, slack_ev: float, window_ev: float) -> dict[str
 _OPENINGS = {
     StopReason.CONVERGED: "The search has converged",
     StopReason.MAX_GENERATIONS: "Stopped unconverged: {state.generation} of {s.max_generations} generations done",
-    StopReason.MAX_LABELS: "Stopped unconverged: {state.n_labels} of {s.max_labels} labels spent",
-    StopReason.MAX_HOURS: "Stopped unconverged: {state.hours:.1f} of {s.max_hours:g} hours spent",
+    StopReason.MAX_LABELS: "Stopped unconverged: {state.n_asked} of {s.max_labels} labels spent",
+    StopReason.MAX_HOURS: "Stopped unconverged: {state.hours:.1f} of {s.max_hours:g} hours have passed",
 }
 
 
 def _spent(state: SearchState, settings: AdvanceConfig) -> StopReason | None:
     """Name the first budget that is spent."""
-    if settings.max_labels is not None and state.n_labels >= settings.max_labels:
+    if settings.max_labels is not None and state.n_asked >= settings.max_labels:
         return StopReason.MAX_LABELS
     if settings.max_hours is not None and state.hours >= settings.max_hours:
         return StopReason.MAX_HOURS

@@ -156,8 +156,12 @@ class AdvanceConfig(Settings):
     """When the search ends, how it grows, and what is relaxed by first principles at the end."""
 
     max_generations: int = Field(20, ge=1, description="Generations at most, the first random one included.")
-    max_labels: int | None = Field(None, ge=1, description="First-principles labels at most; null is no limit.")
-    max_hours: float | None = Field(None, gt=0, description="Wall time at most, hours; null is no limit.")
+    max_labels: int | None = Field(
+        None, ge=1, description="Structures sent to first principles at most, failed ones too; null is no limit."
+    )
+    max_hours: float | None = Field(
+        None, gt=0, description="Wall time since the first job began at most, pauses too, hours; null is no limit."
+    )
     unchanged_generations: int = Field(
         3, ge=1, description="The set of phases near the hull must not have changed for so many generations."
     )

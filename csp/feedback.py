@@ -73,7 +73,7 @@ def labels_left(n_labels: int, spent: int, settings: AdvanceConfig) -> int:
     n_labels
         Labels that a generation asks for.
     spent
-        Labels so far.
+        Labels asked for so far, failed ones too.
     settings
         ``max_labels``.
 

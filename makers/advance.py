@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jobflow import Flow, Response
@@ -16,8 +17,10 @@ from csp.select import choose_final
 from makers.blobs import StructureBatch
 from makers.documents import GenerateCounts, LabelDoc, LabelKind, LabelSummary, RelaxCounts, SelectSummary, TrainSummary
 from makers.labelling import read_labels, to_training_frames
+from makers.labelling.records import label_store
 from makers.outcomes import NEAR_HULL_ERROR, GenerationDoc, HullMember
 from makers.phases import enthalpy_per_atom, gather, label_atoms, speaking_labels, under_todays_name
+from makers.scratch import drop_checkpoints
 from makers.stage import Stage, StageMaker, current_store, stage_job
 
 if TYPE_CHECKING:
@@ -126,12 +129,14 @@ class AdvanceMaker(StageMaker):
             labelled=LabelSummary.model_validate(labelled),
             trained=TrainSummary.model_validate(trained),
         )
-        labels = self._labels(store, joined_aliases(state.aliases, summaries.selected.aliases))
+        labels = self._labels(store, joined_aliases(state.aliases, summaries.selected.aliases), state.generation)
         hull = labelled_hull(labels, state.knowledge.pressure_gpa, self.settings)
-        after = self._update(state, summaries, labels, hull)
+        n_asked = count_asked(store, self.project, state.generation, summaries.labelled.label_ids)
+        after = self._update(state, summaries, labels, hull, n_asked)
         decision = decide(after, self.settings)
         doc = self._document(state.generation, summaries, labels, hull, after, decision)
         logger.info("advance %03d: %s", state.generation, decision.why)
+        drop_checkpoints(self.project, state.generation)
         return Response(output=doc, replace=self.follow(search, doc, store))
 
     def follow(self, search: Search, done: GenerationDoc, store: JobStore) -> Flow:
@@ -153,20 +158,22 @@ class AdvanceMaker(StageMaker):
         """
         if not done.stop:
             return search.generation(done.state)
-        labels = self._labels(store, done.state.aliases)
+        labels = self._labels(store, done.state.aliases, done.generation)
         hull = labelled_hull(labels, done.state.knowledge.pressure_gpa, self.settings)
         pool = search.pool(done.generation).fetch(store)
         return search.final(done, final_phases(pool, labels, hull, self.settings))
 
-    def _labels(self, store: JobStore, aliases: dict[str, str]) -> list[LabelDoc]:
+    def _labels(self, store: JobStore, aliases: dict[str, str], until: int) -> list[LabelDoc]:
         """Read the single points so far, under the names that their phases go by today."""
-        found = read_labels(store, self.project, self.fingerprint, kind=LabelKind.SINGLE_POINT)
+        found = read_labels(store, self.project, self.fingerprint, kind=LabelKind.SINGLE_POINT, until=until)
         return [under_todays_name(label, aliases) for label in found]
 
-    def _update(self, state: SearchState, done: Summaries, labels: list[LabelDoc], hull: NearHull) -> SearchState:
+    def _update(
+        self, state: SearchState, done: Summaries, labels: list[LabelDoc], hull: NearHull, n_asked: int
+    ) -> SearchState:
         new = [label for label in labels if label.generation == state.generation]
-        seconds = [counts.seconds for counts in done.generated] + [counts.seconds for counts in done.relaxed]
-        seconds += [done.selected.seconds, done.labelled.seconds, done.trained.seconds]
+        started = state.started or min(counts.started for counts in done.generated)
+        passed = datetime.now(UTC) - datetime.fromisoformat(started)
         outcome = Outcome(
             attempts=_sum(counts.attempts for counts in done.generated),
             times_found=done.selected.times_found,
@@ -177,10 +184,11 @@ class AdvanceMaker(StageMaker):
             best_enthalpies=hull.enthalpies,
             n_relaxed=sum(done.selected.statuses.values()),
             n_unsafe=done.selected.statuses.get("unsafe", 0),
-            n_asked=done.labelled.asked - done.labelled.reused,
+            n_asked=n_asked,
             n_labels=len(new),
             walk_forward_mev=done.trained.walk_forward.get(NEAR_HULL_ERROR),
-            hours=sum(seconds) / 3600,
+            started=started,
+            hours=max(0.0, passed.total_seconds() / 3600),
         )
         knowledge = state.knowledge
         first = Knowledge.initial(knowledge.elements, knowledge.pressure_gpa)
@@ -212,6 +220,32 @@ class AdvanceMaker(StageMaker):
             stop_reason=str(decision.reason) if decision.reason else None,
             why=decision.why,
         )
+
+
+def count_asked(store: JobStore, project: str, generation: int, label_ids: Iterable[str]) -> int:
+    """Count the structures of a generation that first principles were asked for, failed ones too.
+
+    Labels that the project had from earlier generations cost nothing. What a job that was killed and launched again
+    finds done is of this generation, and counts.
+
+    Parameters
+    ----------
+    store
+        Connected job store.
+    project
+        The search.
+    generation
+        The generation.
+    label_ids
+        Labels of its structures.
+
+    Returns
+    -------
+    int
+        Each label counts once.
+    """
+    earlier = label_store(store).query({"project": project, "generation": {"$lt": generation}}, properties=["label_id"])
+    return len(set(label_ids) - {doc["label_id"] for doc in earlier})
 
 
 def labelled_hull(labels: list[LabelDoc], pressure_gpa: float, settings: AdvanceConfig) -> NearHull:

@@ -81,6 +81,18 @@ class StructureBatch(MSONable):
             )
         return frames
 
+    def part(self, first: int, last: int) -> Self:
+        """Return the structures from the first to the one before the last."""
+        ends = np.concatenate([[0], np.cumsum(self.counts)])
+        atoms = slice(int(ends[first]), int(ends[min(last, len(self))]))
+        return type(self)(
+            self.numbers[atoms],
+            self.positions[atoms],
+            self.cells[first:last],
+            self.counts[first:last],
+            {name: values[first:last] for name, values in self.columns.items()},
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Return the batch as one compressed text field."""
         arrays = {"numbers": self.numbers, "positions": self.positions, "cells": self.cells, "counts": self.counts}

@@ -83,6 +83,7 @@ class GenerateCounts(Document):
     refused: dict[str, NonNegativeInt] = Field(description="Attempts given up, by reason.")
     attempts: dict[str, NonNegativeInt] = Field(description="Crystals made per reduced formula.")
     seconds: NonNegativeFloat
+    started: str = Field(description="When the job began, ISO 8601, UTC.")
 
 
 class GenerateDoc(Document):

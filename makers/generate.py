@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from csp.generate import generate
@@ -63,7 +64,7 @@ class GenerateMaker(StageMaker):
         GenerateDoc
             The batch and its counts.
         """
-        start = time.perf_counter()
+        start, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
         parents = pool.fetch(current_store()).to_atoms()[:N_PARENTS] if pool else []
         seed = seed_sequence(self.seed, state.generation, Stage.GENERATE, chunk)
         made = generate(
@@ -91,5 +92,6 @@ class GenerateMaker(StageMaker):
             refused=made.refused,
             attempts=dict(Counter(atoms.info["formula"] for atoms in made.atoms)),
             seconds=seconds,
+            started=started,
         )
         return GenerateDoc(batch=StructureBatch.from_atoms(made.atoms), counts=counts)

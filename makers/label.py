@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from jobflow import CURRENT_JOB, Flow, Job, Response
@@ -23,7 +23,7 @@ from makers.labelling.records import (
 )
 from makers.labelling.run import check_failures, judge, label_structures, split_known, summarise
 from makers.resources import BOOKKEEPING, Resources, with_resources
-from makers.stage import Handle, Stage, StageMaker, current_store, stage_job
+from makers.stage import Handle, Stage, StageMaker, current_store, job_uuid, stage_job
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -66,7 +66,11 @@ class LabelMaker(StageMaker):
 
     @stage_job()
     def make(
-        self, batch: StructureBatch | Handle, generation: int, kind: LabelKind = LabelKind.SINGLE_POINT
+        self,
+        batch: StructureBatch | Handle,
+        generation: int,
+        kind: LabelKind = LabelKind.SINGLE_POINT,
+        source: Handle | None = None,
     ) -> Response[LabelSummary]:
         """Plan the labels of a batch and spawn the jobs that calculate them.
 
@@ -78,25 +82,27 @@ class LabelMaker(StageMaker):
             Generation, from 0.
         kind
             Single points, or final relaxations at the pressure of the search.
+        source
+            Where the batch lies, if it is given by reference: the calculating jobs take their part from there, instead
+            of carrying it with them.
 
         Returns
         -------
         Response
             Replaced by a flow whose output is a `LabelSummary`.
         """
-        batch = batch.fetch(current_store()) if isinstance(batch, Handle) else batch
+        source = batch if isinstance(batch, Handle) else source
+        structures = batch.fetch(current_store()) if isinstance(batch, Handle) else batch
         context = self.context(generation, LabelKind(kind))
-        frames = batch.to_atoms()
+        frames = structures.to_atoms()
         prefix = CURRENT_JOB.job.name
         jobs, parts, reused = (
-            _ase_jobs(self, self.settings, frames, context, prefix)
+            _ase_jobs(self, self.settings, frames, context, source)
             if isinstance(self.settings, AseLabelConfig)
-            else _vasp_jobs(self, self.settings, frames, context, prefix)
+            else _vasp_jobs(self, self.settings, frames, context)
         )
         label_ids = [context.request(atoms).label_id for atoms in frames]
-        last = collect_labels(self, label_ids, parts, reused)
-        last.name = f"{prefix}.collect"
-        with_resources(last, BOOKKEEPING, self.resources)
+        last = _child(self, collect_labels(self, label_ids, parts, reused), "collect", BOOKKEEPING, context)
         return Response(replace=Flow([*jobs, last], output=last.output, name=prefix))
 
     def context(self, generation: int, kind: LabelKind) -> LabelContext:
@@ -118,7 +124,7 @@ class LabelMaker(StageMaker):
 
 
 @stage_job(LabelSummary)
-def label_chunk(maker: LabelMaker, batch: StructureBatch, generation: int, kind: LabelKind) -> LabelSummary:
+def label_chunk(maker: LabelMaker, batch: StructureBatch | Handle, generation: int, kind: LabelKind) -> LabelSummary:
     """Label a chunk with an ASE calculator, in worker processes.
 
     Parameters
@@ -126,7 +132,7 @@ def label_chunk(maker: LabelMaker, batch: StructureBatch, generation: int, kind:
     maker
         Project, settings and pressure.
     batch
-        The chunk; columns reason and phase_id.
+        The chunk, or where it lies; columns reason and phase_id.
     generation
         Generation, from 0.
     kind
@@ -137,7 +143,9 @@ def label_chunk(maker: LabelMaker, batch: StructureBatch, generation: int, kind:
     LabelSummary
         What became of the chunk.
     """
-    summary = label_structures(batch.to_atoms(), maker.context(generation, LabelKind(kind)), current_store())
+    store = current_store()
+    batch = batch.fetch(store) if isinstance(batch, Handle) else batch
+    summary = label_structures(batch.to_atoms(), maker.context(generation, LabelKind(kind)), store)
     logger.info(
         "labels: %d asked, %d reused, %s, %.1f s", summary.asked, summary.reused, summary.statuses, summary.seconds
     )
@@ -214,21 +222,35 @@ def collect_labels(
     return summary
 
 
+def _child(maker: LabelMaker, job: Job, name: str, stage: str, context: LabelContext) -> Job:
+    """Give a spawned job its name, its resources, what it is found by, and an identity that a second launch repeats."""
+    driver = CURRENT_JOB.job
+    job.name = f"{driver.name}.{name}"
+    job.set_uuid(job_uuid(driver.uuid, job.name))
+    found_by = {"project": maker.project, "stage": str(Stage.LABEL), "generation": context.generation}
+    job.update_metadata(found_by, dynamic=False)
+    return with_resources(job, stage, maker.resources)
+
+
 def _ase_jobs(
-    maker: LabelMaker, settings: AseLabelConfig, frames: list[Atoms], context: LabelContext, prefix: str
+    maker: LabelMaker,
+    settings: AseLabelConfig,
+    frames: list[Atoms],
+    context: LabelContext,
+    source: Handle | None,
 ) -> tuple[list[Job], list[OutputReference], int]:
     jobs = []
     size = settings.chunk_size
     for number, first in enumerate(range(0, len(frames), size), start=1):
-        chunk = StructureBatch.from_atoms(frames[first : first + size])
+        rows = (first, min(first + size, len(frames)))
+        chunk = replace(source, rows=rows) if source else StructureBatch.from_atoms(frames[slice(*rows)])
         each = label_chunk(maker, chunk, context.generation, context.kind)
-        each.name = f"{prefix}.{number}"
-        jobs.append(with_resources(each, Stage.LABEL, maker.resources))
+        jobs.append(_child(maker, each, str(number), Stage.LABEL, context))
     return jobs, [each.output for each in jobs], 0
 
 
 def _vasp_jobs(
-    maker: LabelMaker, settings: Atomate2LabelConfig, frames: list[Atoms], context: LabelContext, prefix: str
+    maker: LabelMaker, settings: Atomate2LabelConfig, frames: list[Atoms], context: LabelContext
 ) -> tuple[list[Job], list[OutputReference], int]:
     from makers.labelling.vasp import build_maker, to_structure  # noqa: PLC0415 - imports atomate2, eight seconds
 
@@ -237,14 +259,12 @@ def _vasp_jobs(
     known = find_statuses(label_store(current_store()), maker.project, (r.label_id for r in requests))
     jobs, parts = [], []
     reused, missing = split_known(requests, known)
-    for number, request in enumerate(missing.values(), start=1):
-        each = make(to_structure(request.atoms)[0])
-        each.name = f"{prefix}.{number}"
-        keep = keep_label(
-            maker, StructureBatch.from_atoms([request.atoms]), context.generation, context.kind, each.output
-        )
-        keep.name = f"{prefix}.{number}.keep"
-        jobs.append(with_resources(each, Stage.LABEL, maker.resources))
-        jobs.append(with_resources(keep, BOOKKEEPING, maker.resources))
+    numbers = {request.label_id: n for n, request in reversed(list(enumerate(requests, start=1)))}
+    for label_id, request in missing.items():
+        number = numbers[label_id]
+        each = _child(maker, make(to_structure(request.atoms)[0]), str(number), Stage.LABEL, context)
+        batch = StructureBatch.from_atoms([request.atoms])
+        keep = keep_label(maker, batch, context.generation, context.kind, each.output)
+        jobs += [each, _child(maker, keep, f"{number}.keep", BOOKKEEPING, context)]
         parts.append(keep.output)
     return jobs, parts, len(reused)

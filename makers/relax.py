@@ -15,9 +15,12 @@ from acnn import checkpoint
 from acnn.relax import Relaxed, RelaxStatus, relax
 from makers.blobs import StructureBatch
 from makers.documents import RelaxCounts, RelaxDoc
+from makers.scratch import resumable
 from makers.stage import Handle, Stage, StageMaker, current_store, stage_job
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from acnn.config import RelaxConfig
     from csp.advance import SearchState
 
@@ -44,7 +47,7 @@ class RelaxMaker(StageMaker):
 
     @stage_job(RelaxDoc)
     def make(self, batch: StructureBatch | Handle, model: Handle, state: SearchState) -> RelaxDoc:
-        """Relax one chunk.
+        """Relax one chunk; a killed launch is gone on from, see `makers.scratch`.
 
         Parameters
         ----------
@@ -65,14 +68,15 @@ class RelaxMaker(StageMaker):
         batch = batch.fetch(store) if isinstance(batch, Handle) else batch
         potential = checkpoint.loads(model.fetch(store).content)
         settings = self.settings.model_copy(update={"bonds_scale": state.bonds_scale})
-        found = relax(
-            batch.to_atoms(),
-            potential,
-            settings,
-            pressure_gpa=self.pressure_gpa,
-            min_distance=pair_distances(state.knowledge.distances),
-        )
-        results = list(tqdm(found, total=len(batch), desc=self.name, unit="crystal", disable=None, leave=False))
+        frames, distances = batch.to_atoms(), pair_distances(state.knowledge.distances)
+
+        def work(folder: Path | None) -> list[Relaxed]:
+            found = relax(
+                frames, potential, settings, pressure_gpa=self.pressure_gpa, min_distance=distances, folder=folder
+            )
+            return list(tqdm(found, total=len(frames), desc=self.name, unit="crystal", disable=None, leave=False))
+
+        results = resumable(work)
         seconds = time.perf_counter() - start
         doc = pack(results, batch, seconds)
         logger.info(

@@ -122,7 +122,7 @@ class SelectMaker(StageMaker):
         start = time.perf_counter()
         store = current_store()
         docs = [RelaxDoc.model_validate(doc) for doc in relaxed]
-        labelled = to_training_frames(read_labels(store, self.project, self.fingerprint))
+        labelled = to_training_frames(read_labels(store, self.project, self.fingerprint, until=state.generation - 1))
         relaxations = _relaxations(docs)
         before = pool.fetch(store)
         ranking = rank(

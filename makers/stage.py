@@ -145,10 +145,13 @@ class Handle(MSONable):
         The job.
     attribute
         Which part of its output.
+    rows
+        First and one past the last structure of a batch; None for all of it.
     """
 
     uuid: str
     attribute: str
+    rows: tuple[int, int] | None = None
 
     def fetch(self, store: JobStore) -> Any:  # noqa: ANN401 - whatever the job has stored
         """Fetch the output, blobs included.
@@ -164,4 +167,5 @@ class Handle(MSONable):
             The stored object, decoded.
         """
         output = store.get_output(self.uuid, load=True)
-        return MontyDecoder().process_decoded(output[self.attribute])
+        found = MontyDecoder().process_decoded(output[self.attribute])
+        return found if self.rows is None else found.part(*self.rows)

@@ -20,6 +20,7 @@ from makers.documents import LabelDoc, LabelSummary, TrainDoc, TrainSummary
 from makers.labelling import read_labels, to_training_frames
 from makers.outcomes import NEAR_HULL_ERROR
 from makers.phases import enthalpy_per_atom
+from makers.scratch import resumable
 from makers.stage import Handle, Stage, StageMaker, current_store, seed_sequence, stage_job
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class TrainMaker(StageMaker):
 
     @stage_job(TrainDoc)
     def make(self, generation: int, labelled: LabelSummary, previous: Handle | None = None) -> TrainDoc:
-        """Train one model.
+        """Train one model; a killed launch is gone on from, see `makers.scratch`.
 
         Parameters
         ----------
@@ -88,7 +89,7 @@ class TrainMaker(StageMaker):
         del labelled  # the labels themselves are read from their collection
         start = time.perf_counter()
         store = current_store()
-        labels = read_labels(store, self.project, self.fingerprint)
+        labels = read_labels(store, self.project, self.fingerprint, until=generation)
         before = checkpoint.loads(previous.fetch(store).content) if previous else None
         unseen = [label for label in labels if label.generation == generation]
         walk_forward = (
@@ -96,14 +97,17 @@ class TrainMaker(StageMaker):
         )
         frames = to_training_frames(labels)
         seed = int(seed_sequence(self.seed, generation, Stage.TRAIN).generate_state(1)[0])
-        result = train(
-            frames,
-            model=self.model,
-            settings=self.settings,
-            seed=seed,
-            previous=before,
-            elements=self.elements,
-            label_fingerprint=self.fingerprint,
+        result = resumable(
+            lambda folder: train(
+                frames,
+                model=self.model,
+                settings=self.settings,
+                seed=seed,
+                previous=before,
+                elements=self.elements,
+                work_dir=folder,
+                label_fingerprint=self.fingerprint,
+            )
         )
         metrics = errors(result.potential, frames, self.settings)
         seconds = time.perf_counter() - start

@@ -17,6 +17,8 @@ os.environ["MONGOMOCK_SERVERSTORE_FILE"] = str(_SWITCH / "launchpad.json")
 # Nothing on this machine's disk decides how the tests run.
 os.environ["JOBFLOW_CONFIG_FILE"] = str(_SWITCH / "no-jobflow.yaml")
 os.environ["FW_CONFIG_FILE"] = str(_SWITCH / "no-fireworks.yaml")
+for _name in [name for name in os.environ if name.startswith(("HULLSEEKER_", "ATOMATE2_"))]:
+    del os.environ[_name]
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"
 

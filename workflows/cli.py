@@ -49,13 +49,33 @@ def options(
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Folder to make.")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder to make; with --scheduler by default hullseeker-config.")
+    ] = None,
     *,
     template: Annotated[str, typer.Option(help="Which example to start from: demo, or vasp.")] = "demo",
+    scheduler: Annotated[
+        str | None, typer.Option(help="Write what a cluster needs instead, for slurm, pbs, sge or lsf.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="MongoDB as the compute nodes reach it: host or host:port.")] = "localhost",
+    database: Annotated[str, typer.Option(help="Database of workflows and results.")] = "hullseeker",
+    username: Annotated[
+        str | None, typer.Option(help="Its user; the password is read from HULLSEEKER_DB_PASSWORD, if that is set.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the files of a cluster that exist.")] = False,
 ) -> None:
-    """Write an annotated search file to start from."""
+    """Write an annotated search file to start from, or what a cluster needs."""
+    if scheduler is not None:
+        from workflows.cluster import next_steps, site_here, write_working_set
+
+        site = site_here(folder or Path("hullseeker-config"), scheduler, host, database, username)
+        write_working_set(site, force=force)
+        typer.echo(next_steps(site))
+        return
     from workflows.templates import write_template
 
+    if folder is None:
+        raise ConfigError("init: name the folder to make, as in `hullseeker init my-search`")
     path = write_template(folder, template)
     typer.echo(f"wrote {path}; edit it, then: hullseeker check {path}")
 
@@ -106,8 +126,29 @@ def run(
 
 
 @app.command()
-def resume(folder: Folder = None) -> None:
+def resume(
+    folder: Folder = None,
+    *,
+    project: Annotated[
+        str | None, typer.Option(help="Search on the LaunchPad: run again what was lost or failed, and nothing else.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --project: explain, and change nothing.")] = False,
+    expiration: Annotated[
+        float | None, typer.Option(help="With --project: seconds without a sign of life until a job counts as lost.")
+    ] = None,
+) -> None:
     """Go on with an interrupted search."""
+    if project is not None:
+        from workflows.launch import fireworks_setup, open_launchpad
+        from workflows.recover import recover
+        from workflows.tables import recovery_table
+
+        limit = fireworks_setup().expiration if expiration is None else expiration
+        cases, others = recover(open_launchpad(), project, limit, dry_run=dry_run)
+        typer.echo(f"{others}\n\n{recovery_table(cases, dry_run=dry_run)}")
+        return
+    if dry_run or expiration is not None:
+        raise ConfigError("--dry-run, --expiration: expected with --project, for a search on the LaunchPad")
     from workflows.run import resume_search
 
     folder = folder or newest_folder()
@@ -126,6 +167,23 @@ def submit(file: SearchFile) -> None:
     config = load_config(file)
     verify(config)
     typer.echo(submit_search(config))
+
+
+@app.command()
+def doctor(
+    file: Annotated[Path | None, typer.Argument(help="Search file whose labeller is looked at too.")] = None,
+) -> None:
+    """Check every link to the database, the queue and the codes, and say how to mend each."""
+    from workflows.doctor import examine
+    from workflows.findings import Verdict, show
+
+    failed = 0
+    for finding in examine(file):
+        typer.echo(show(finding))
+        failed += finding.verdict == Verdict.FAILED
+    if failed:
+        typer.echo(f"\n{failed} failed: a search cannot run like this")
+        raise typer.Exit(1)
 
 
 @app.command()

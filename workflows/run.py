@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from jobflow import Flow, run_locally
 
 from makers.errors import ConfigError, StopError
+from makers.scratch import SCRATCH_VARIABLE
 from makers.stage import Stage, job_uuid
 from makers.stores import embedded_job_store
 from workflows.config import SearchConfig, load_config
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 SEARCH_FILE = "search.yaml"
 STORE_FOLDER = "store"
 JOBS_FOLDER = "jobs"
+SCRATCH_FOLDER = "scratch"
 
 
 def open_store(folder: Path | str) -> JobStore:
@@ -172,7 +175,7 @@ def _is_done(job: Job, store: JobStore) -> bool:
 
 def _run(flow: Flow, config: SearchConfig, folder: Path) -> ReportDoc:
     store = open_store(folder)
-    with warnings.catch_warnings(), _listening() as failures:
+    with warnings.catch_warnings(), _listening() as failures, _scratch(folder / SCRATCH_FOLDER):
         warnings.filterwarnings("ignore", message="cd is deprecated", category=FutureWarning)  # monty, via jobflow
         run_locally(
             flow,
@@ -189,6 +192,20 @@ def _run(flow: Flow, config: SearchConfig, folder: Path) -> ReportDoc:
             f"{folder}: the job `{job}` failed ({error}); mend its cause and go on with `hullseeker resume {folder}`"
         )
     return answer
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[None]:
+    """Let long jobs keep in the folder of the search what they have done, whatever the environment says."""
+    before = os.environ.get(SCRATCH_VARIABLE)
+    os.environ[SCRATCH_VARIABLE] = str(folder.absolute())
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SCRATCH_VARIABLE]
+        else:
+            os.environ[SCRATCH_VARIABLE] = before
 
 
 class _Failures(logging.Handler):

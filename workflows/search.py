@@ -119,7 +119,7 @@ class SearchMaker(Maker):
         relaxed = [] if first else self._relax(state, generated)
         maker = SelectMaker(config.project, self.label_fingerprint, config.system, config.seed, config.select)
         n_labels = labels_left(
-            config.generate.n_initial if first else config.select.n_labels, state.n_labels, config.advance
+            config.generate.n_initial if first else config.select.n_labels, state.n_asked, config.advance
         )
         selected = self._job(
             maker.make_initial(state, [job.output.batch for job in generated], n_labels)
@@ -128,7 +128,8 @@ class SearchMaker(Maker):
             Stage.SELECT,
             number,
         )
-        labelled = self._label(selected.output.chosen, number, LabelKind.SINGLE_POINT)
+        chosen = Handle(selected.uuid, "chosen")
+        labelled = self._label(selected.output.chosen, number, LabelKind.SINGLE_POINT, source=chosen)
         trained = self._job(
             TrainMaker(
                 config.project,
@@ -228,10 +229,12 @@ class SearchMaker(Maker):
             jobs.append(self._job(maker.make(self.pool(number - 1), model, state), Stage.RELAX, number, "pool"))
         return jobs
 
-    def _label(self, batch: object, generation: int, kind: LabelKind, chunk: str = "") -> Job:
+    def _label(
+        self, batch: object, generation: int, kind: LabelKind, chunk: str = "", source: Handle | None = None
+    ) -> Job:
         config = self.config
         maker = LabelMaker(config.project, config.label, config.pressure_gpa, self.resources)
-        return self._job(maker.make(batch, generation, kind), Stage.LABEL, generation, chunk)
+        return self._job(maker.make(batch, generation, kind, source), Stage.LABEL, generation, chunk)
 
     def _job(self, job: Job, stage: Stage, generation: int, chunk: str = "") -> Job:
         """Give a job its name, its identity, its resources, and what it is found by in the database."""

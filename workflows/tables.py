@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jobflow import JobStore
 
     from makers.outcomes import GenerationDoc, ReportDoc
+    from workflows.recover import Case
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -118,6 +119,37 @@ def phases_table(phases: Sequence[Mapping[str, Any]]) -> str:
         "phase",
     )
     return table(header, rows)
+
+
+def recovery_table(cases: Sequence[Case], *, dry_run: bool) -> str:
+    """Return jobs in trouble as text.
+
+    Parameters
+    ----------
+    cases
+        What was found.
+    dry_run
+        Whether nothing was done about it.
+
+    Returns
+    -------
+    str
+        One line a job, and what to do next.
+    """
+    if not cases:
+        return "no job is lost, failed or forgotten; if nothing runs, start workers with `qlaunch` or `rlaunch`"
+    would = "would be done" if dry_run else "what is done"
+    rows = [(c.name, c.fw_id, str(c.trouble), _duration(c.age), str(c.action), c.why) for c in cases]
+    lines = table(("job", "firework", "trouble", "for", would, "why"), rows)
+    hint = "nothing was changed: leave out --dry-run" if dry_run else "now start workers with `qlaunch` or `rlaunch`"
+    return f"{lines}\n\n{hint}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def phases_json(phases: Sequence[Mapping[str, Any]]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
+from pymongo.errors import BulkWriteError
 
 from csp.knowledge import reduced_formula
 from makers.documents import LabelDoc, LabelKind, LabelStatus, Provenance
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 COLLECTION = "labels"
 KEY = ["project", "label_id"]
+UNIQUE = "label_key"  # one field that says both, so that the database itself refuses a second document
 INDEXES = ("label_id", "project", "status", "chemsys", "formula", "phase_id")
 
 
@@ -130,13 +132,14 @@ def label_store(job_store: JobStore) -> Store:
     """
     store = sibling_store(job_store, COLLECTION, key="label_id")
     with contextlib.suppress(NotImplementedError):  # the embedded store has no indexes
+        store.ensure_index(UNIQUE, unique=True)
         for field in INDEXES:
             store.ensure_index(field)
     return store
 
 
 def write_label(store: Store, label: LabelDoc) -> None:
-    """Write or replace one label.
+    """Write or replace one label; a failure never replaces a success that another launch of the same job has had.
 
     Parameters
     ----------
@@ -145,7 +148,14 @@ def write_label(store: Store, label: LabelDoc) -> None:
     label
         The record.
     """
-    store.update([label.model_dump(mode="json")], key=KEY)
+    identity = {"project": label.project, "label_id": label.label_id}
+    if label.status != LabelStatus.OK and store.count({**identity, "status": str(LabelStatus.OK)}):
+        return
+    doc = label.model_dump(mode="json") | {UNIQUE: f"{label.project}/{label.label_id}"}
+    try:
+        store.update([doc], key=KEY)
+    except BulkWriteError:  # two processes wrote the same new label at the same moment: now it is there to be replaced
+        store.update([doc], key=KEY)
 
 
 def find_statuses(store: Store, project: str, label_ids: Iterable[str]) -> dict[str, LabelStatus]:
@@ -178,6 +188,7 @@ def read_labels(
     *,
     kind: LabelKind | None = None,
     status: LabelStatus | None = LabelStatus.OK,
+    until: int | None = None,
 ) -> list[LabelDoc]:
     """Read the labels of a search, in an order that depends on nothing but the labels.
 
@@ -194,6 +205,8 @@ def read_labels(
         Kind of calculation; None for all.
     status
         Status; None for all.
+    until
+        Last generation; None for all. A job that runs again later, when there are newer labels, sees the same ones.
 
     Returns
     -------
@@ -209,6 +222,7 @@ def read_labels(
     criteria |= {"fingerprint": fingerprint} if fingerprint is not None else {}
     criteria |= {"kind": str(kind)} if kind is not None else {}
     criteria |= {"status": str(status)} if status is not None else {}
+    criteria |= {"generation": {"$lte": until}} if until is not None else {}
     docs = label_store(job_store).query(criteria)
     labels = [LabelDoc(**{k: v for k, v in doc.items() if k in LabelDoc.model_fields}) for doc in docs]
     found = sorted({label.fingerprint for label in labels})

@@ -42,6 +42,7 @@ GOOD = Outcome(
     n_asked=20,
     n_labels=19,
     walk_forward_mev=8.0,
+    started="2026-01-01T00:00:00+00:00",
     hours=0.5,
 )
 FIRST = GOOD.model_copy(update={"n_relaxed": 0, "n_unsafe": 0, "walk_forward_mev": None})
@@ -53,8 +54,9 @@ def begin() -> SearchState:
 
 def run(outcomes: list[Outcome], settings: AdvanceConfig = RULE) -> SearchState:
     state = begin()
-    for outcome in outcomes:
-        state = update_state(state, outcome, KNOWLEDGE, SELECT, settings)
+    for number, outcome in enumerate(outcomes, start=1):
+        later = outcome.model_copy(update={"hours": number * outcome.hours})  # since the search began
+        state = update_state(state, later, KNOWLEDGE, SELECT, settings)
     return state
 
 
@@ -159,8 +161,8 @@ def test_a_new_hull_member_starts_the_count_again() -> None:
 
 BUDGETS = {
     StopReason.MAX_GENERATIONS: (RULE.model_copy(update={"max_generations": 3}), "3 of 3 generations"),
-    StopReason.MAX_LABELS: (RULE.model_copy(update={"max_labels": 57}), "57 of 57 labels"),
-    StopReason.MAX_HOURS: (RULE.model_copy(update={"max_hours": 1.5}), "1.5 of 1.5 hours"),
+    StopReason.MAX_LABELS: (RULE.model_copy(update={"max_labels": 60}), "60 of 60 labels"),
+    StopReason.MAX_HOURS: (RULE.model_copy(update={"max_hours": 1.5}), "1.5 of 1.5 hours have passed"),
 }
 
 
@@ -219,7 +221,9 @@ def test_the_state_adds_up() -> None:
     assert [r.generation for r in state.history] == [0, 1, 2, 3]
     assert [r.n_labels for r in state.history] == [19, 38, 57, 76]
     assert state.n_labels == 76
+    assert state.n_asked == 80  # failed ones too
     assert state.hours == pytest.approx(2.0)
+    assert [r.hours for r in state.history] == pytest.approx([0.5, 1.0, 1.5, 2.0])
     assert state.attempts == {"Mg": 40, "Si": 40, "Mg2Si": 40}
     assert state.times_found == dict.fromkeys(HULL, 5)
     assert [r.unsafe_fraction for r in state.history] == [0.0, 0.05, 0.05, 0.05]

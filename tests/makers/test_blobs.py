@@ -97,3 +97,14 @@ def test_model_comes_back_and_damage_is_noticed():
     other = base64.b64encode(b"\x01" + blob.content[1:]).decode()
     with pytest.raises(ValueError, match="damaged: its hash does not match"):
         ModelBlob.from_dict(stored | {"content": other})
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 4), (1, 3), (3, 10), (2, 2)])
+def test_part_of_a_batch(first, last):
+    part = StructureBatch.from_atoms(frames(), {"n": [0, 1, 2, 3]}).part(first, last)
+    wanted = frames()[first:last]
+    assert len(part) == len(wanted)
+    for before, after, n in zip(wanted, part.to_atoms(), range(first, last), strict=False):
+        assert np.array_equal(before.positions, after.positions)
+        assert np.array_equal(before.numbers, after.numbers)
+        assert after.info["n"] == n

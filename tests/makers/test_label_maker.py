@@ -17,12 +17,13 @@ from jobflow import Flow, JobStore, run_locally
 from jobflow.managers.fireworks import flow_to_workflow
 from monty.json import MontyDecoder, MontyEncoder
 
+from makers.advance import count_asked
 from makers.blobs import StructureBatch
 from makers.config import AseLabelConfig
-from makers.documents import LabelKind, LabelSummary
+from makers.documents import LabelKind, LabelStatus, LabelSummary
 from makers.label import LabelMaker
 from makers.labelling import read_labels, settings_fingerprint
-from makers.labelling.records import label_store
+from makers.labelling.records import label_store, write_label
 from makers.resources import with_resources
 from makers.stage import Handle
 from makers.stores import embedded_job_store
@@ -79,6 +80,45 @@ def test_batch_of_an_earlier_generation_is_fetched(job_store: JobStore) -> None:
     job_store.update({"uuid": "earlier", "index": 1, "output": {"chosen": batch}}, save={"data": "chosen"})
     uuid, *_ = run(LabelMaker("p", AseLabelConfig(calculator="emt")), Handle("earlier", "chosen"), job_store)
     assert LabelSummary.model_validate(job_store.get_output(uuid)).statuses == {"ok": 1}
+
+
+def test_chunks_travel_as_a_place_and_rows(job_store: JobStore) -> None:
+    batch = json.loads(json.dumps(StructureBatch.from_atoms(frames(5)), cls=MontyEncoder))
+    job_store.update({"uuid": "select", "index": 1, "output": {"chosen": batch}}, save={"data": "chosen"})
+    maker = LabelMaker("p", AseLabelConfig(calculator="emt", chunk_size=2))
+    driver = maker.make(StructureBatch.from_atoms(frames(5)), 3, source=Handle("select", "chosen"))
+    driver.name = "label 003"
+    first, again = driver.run(job_store).replace.jobs, driver.run(job_store).replace.jobs
+    assert [job.function_args[1].rows for job in first[:3]] == [(0, 2), (2, 4), (4, 5)]
+    assert max(len(json.dumps(job.as_dict(), cls=MontyEncoder)) for job in first) < 10_000
+    # a second launch of the driver brings forth the same jobs, not others beside them
+    assert [job.uuid for job in first] == [job.uuid for job in again]
+    assert len({job.uuid for job in first[:-1]}) == 4
+    assert {(j.metadata["project"], j.metadata["stage"], j.metadata["generation"]) for j in first[:-1]} == {
+        ("p", "label", 3)
+    }
+    uuid, *_ = run(maker, Handle("select", "chosen"), job_store)
+    assert LabelSummary.model_validate(job_store.get_output(uuid)).statuses == {"ok": 5}
+
+
+def test_a_failure_never_replaces_a_success(job_store: JobStore) -> None:
+    maker = LabelMaker("p", AseLabelConfig(calculator="emt"))
+    run(maker, StructureBatch.from_atoms(frames(1)), job_store)
+    [label] = read_labels(job_store, "p")
+    store = label_store(job_store)
+    write_label(store, label.model_copy(update={"status": LabelStatus.CRASHED, "message": "a launch believed dead"}))
+    assert read_labels(job_store, "p") == [label]
+    assert [doc["label_key"] for doc in store.query()] == [f"p/{label.label_id}"]
+
+
+def test_labels_of_later_generations_are_left_out(job_store: JobStore) -> None:
+    maker = LabelMaker("p", AseLabelConfig(calculator="emt"))
+    run(maker, StructureBatch.from_atoms(frames(1)), job_store)  # of generation 3
+    assert len(read_labels(job_store, "p", until=3)) == 1
+    assert read_labels(job_store, "p", until=2) == []
+    ids = [label.label_id for label in read_labels(job_store, "p")]
+    assert count_asked(job_store, "p", 3, [*ids, *ids, "crashed and never stored"]) == 2
+    assert count_asked(job_store, "p", 4, ids) == 0  # it was there
 
 
 def test_every_spawned_job_asks_for_its_worker(job_store: JobStore) -> None:

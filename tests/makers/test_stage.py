@@ -55,7 +55,7 @@ def test_identity_of_a_job_follows_from_search_and_name():
 def test_handle_fetches_blobs_of_an_earlier_job(job_store):
     @stage_job(GenerateDoc)
     def produce() -> GenerateDoc:
-        counts = GenerateCounts(asked=1, made=1, refused={}, attempts={}, seconds=0)
+        counts = GenerateCounts(asked=1, made=1, refused={}, attempts={}, seconds=0, started="")
         return GenerateDoc(batch=StructureBatch.from_atoms([bulk("Cu")]), counts=counts)
 
     job = produce()

@@ -54,6 +54,52 @@ def test_search_lands_on_the_launchpad(tiny_config, launchpad):
         assert (spec["_category"], spec["project"], spec["stage"]) == (WORKERS[stage]["_category"], "tiny", stage)
 
 
+RESOURCES = """
+generate: &light {_category: light, _queueadapter: {walltime: "00:10:00"}}
+select: *light
+advance: *light
+report: *light
+relax: &ml {_category: ml, _queueadapter: {queue: gpu, gres: "gpu:1"}}
+train: *ml
+label: {_category: dft, _queueadapter: {queue: big, ntasks: 64}}
+"""
+
+
+@pytest.mark.usefixtures("embedded")
+def test_resources_of_the_machine(tiny_config, launchpad, tmp_path, monkeypatch):
+    file = tmp_path / "resources.yaml"
+    file.write_text(RESOURCES)
+    monkeypatch.setenv("HULLSEEKER_RESOURCES", str(file))
+    submit_search(tiny_config(), launchpad)
+    specs = {fw["name"]: fw["spec"] for fw in launchpad.fireworks.find({})}
+    assert specs["train 000"]["_queueadapter"] == {"queue": "gpu", "gres": "gpu:1"}
+    assert specs["label 000"]["_queueadapter"] == {"queue": "big", "ntasks": 64}
+    assert specs["generate 000.0"]["_category"] == "light"
+
+
+BAD_RESOURCES = {
+    "missing file": (None, r"HULLSEEKER_RESOURCES.*cannot be read"),
+    "yaml": ("label: [", "not valid YAML"),
+    "nothing": ("", "expected the stages generate, relax"),
+    "stage": (RESOURCES.replace("label:", "labels:"), "labels: no such stage; did you mean `label`"),
+    "stages": ("label: {_category: dft}", "got none of generate, relax, select, train"),
+    "key": (RESOURCES.replace("label: {_category", "label: {category"), "label: expected keys as `_category`"),
+    "adapter": (RESOURCES.replace("{queue: big, ntasks: 64}", "big"), "label._queueadapter: expected keys and values"),
+}
+
+
+@pytest.mark.usefixtures("embedded")
+@pytest.mark.parametrize(("content", "message"), BAD_RESOURCES.values(), ids=BAD_RESOURCES)
+def test_bad_resources_are_refused(tiny_config, launchpad, tmp_path, monkeypatch, content, message):
+    file = tmp_path / "resources.yaml"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setenv("HULLSEEKER_RESOURCES", str(file))
+    with pytest.raises(ConfigError, match=message):
+        submit_search(tiny_config(), launchpad)
+    assert launchpad.fireworks.count_documents({}) == 0
+
+
 @pytest.mark.usefixtures("embedded")
 def test_one_worker_may_do_everything(tiny_config, launchpad):
     submit_search(tiny_config(), launchpad, by_category=False)

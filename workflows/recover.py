@@ -1,0 +1,333 @@
+"""What became of the jobs of a search under FireWorks: which were lost, failed or forgotten, and which run again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from fireworks.fw_config import RESERVATION_EXPIRATION_SECS
+
+from makers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fireworks import LaunchPad
+
+ALIVE = ("RUNNING", "RESERVED")
+BEGUN = (*ALIVE, "COMPLETED", "FIZZLED")
+HELD = ("PAUSED", "DEFUSED")
+STARVED = "Could not resolve reference"  # jobflow, in a job whose input is missing
+
+
+class Trouble(StrEnum):
+    """What is the matter with a job."""
+
+    LOST = "lost"  # its process gives no sign of life
+    FAILED = "failed"
+    UNRECORDED = "unrecorded"  # its launch has ended, but the workflow does not know it
+    FORGOTTEN = "forgotten"  # its parents have ended, but nobody told it
+    STUCK = "stuck in the queue"
+    HELD = "held"  # somebody paused or defused it
+
+
+class Action(StrEnum):
+    """What is done about it."""
+
+    RERUN = "runs again"
+    FOLLOWS = "runs again after an earlier one"
+    REFRESH = "is looked at again"
+    RELEASE = "goes back to the queue of jobs"
+    LEAVE = "is left"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A job in trouble.
+
+    Parameters
+    ----------
+    fw_id
+        Its number in FireWorks.
+    name
+        Its name, as ``label 003.1``.
+    trouble
+        What is the matter.
+    age
+        Since when, s.
+    why
+        In words.
+    action
+        What is done.
+    """
+
+    fw_id: int
+    name: str
+    trouble: Trouble
+    age: float
+    why: str
+    action: Action
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of the search, as far as it is needed here.
+
+    Parameters
+    ----------
+    fw_id
+        Its number.
+    name
+        Its name.
+    state
+        Its state in FireWorks.
+    place
+        Stage and generation.
+    tolerant
+        Whether it runs although a parent failed.
+    updated
+        When it changed.
+    launch
+        Its last launch, if it has one.
+    parents
+        Numbers of the jobs that it waits for.
+    children
+        Numbers of the jobs that wait for it.
+    """
+
+    fw_id: int
+    name: str
+    state: str
+    place: tuple[Any, Any]
+    tolerant: bool
+    updated: datetime
+    launch: dict[str, Any] | None
+    parents: tuple[int, ...]
+    children: tuple[int, ...]
+
+
+def read_jobs(launchpad: LaunchPad, project: str) -> dict[int, Job]:
+    """Read the jobs of a search.
+
+    Parameters
+    ----------
+    launchpad
+        The LaunchPad.
+    project
+        The search.
+
+    Returns
+    -------
+    dict[int, Job]
+        By number; archived workflows are left out.
+
+    Raises
+    ------
+    ConfigError
+        If the LaunchPad holds no such search.
+    """
+    wanted = {"metadata.project": project, "state": {"$ne": "ARCHIVED"}}
+    workflows = list(launchpad.workflows.find(wanted, {"nodes": 1, "links": 1, "_id": 0}))
+    if not workflows:
+        known = sorted(str(name) for name in launchpad.workflows.distinct("metadata.project") if name)
+        raise ConfigError(
+            f"--project: the LaunchPad holds no search {project!r}; it knows {', '.join(known) or 'none'}"
+        )
+    links = {int(parent): tuple(below) for flow in workflows for parent, below in flow["links"].items()}
+    parents: dict[int, list[int]] = {}
+    for parent, below in links.items():
+        for child in below:
+            parents.setdefault(child, []).append(parent)
+    numbers = [number for flow in workflows for number in flow["nodes"]]
+    fields = {"fw_id": 1, "name": 1, "state": 1, "launches": 1, "updated_on": 1, "_id": 0}
+    fields |= dict.fromkeys(("spec.stage", "spec.generation", "spec._allow_fizzled_parents"), 1)
+    found = list(launchpad.fireworks.find({"fw_id": {"$in": numbers}}, fields))
+    last = [fw["launches"][-1] for fw in found if fw["launches"] and fw["state"] not in ("COMPLETED", "ARCHIVED")]
+    launches = {doc["launch_id"]: doc for doc in launchpad.launches.find({"launch_id": {"$in": last}}, {"_id": 0})}
+    return {
+        fw["fw_id"]: Job(
+            fw_id=fw["fw_id"],
+            name=fw["name"],
+            state=fw["state"],
+            place=(fw["spec"].get("stage"), fw["spec"].get("generation")),
+            tolerant=bool(fw["spec"].get("_allow_fizzled_parents")),
+            updated=_time(fw["updated_on"]),
+            launch=launches.get(fw["launches"][-1]) if fw["launches"] else None,
+            parents=tuple(parents.get(fw["fw_id"], ())),
+            children=links.get(fw["fw_id"], ()),
+        )
+        for fw in found
+    }
+
+
+def diagnose(launchpad: LaunchPad, jobs: dict[int, Job], expiration: float) -> list[Case]:
+    """Find the jobs in trouble and decide what to do about each.
+
+    A job runs again only if nothing that came after its stage has begun: what went on without it was meant to, and a
+    job that has brought forth others would bring them forth a second time.
+
+    Parameters
+    ----------
+    launchpad
+        The LaunchPad.
+    jobs
+        The jobs of a search.
+    expiration
+        Time without a sign of life after which a job counts as lost, s.
+
+    Returns
+    -------
+    list[Case]
+        By number.
+    """
+    query = {"fw_id": {"$in": list(jobs)}}
+    _, lost, _ = launchpad.detect_lostruns(expiration_secs=expiration, query=query)
+    cases = [_case(job, jobs, lost) for job in jobs.values()]
+    found = sorted((case for case in cases if case is not None), key=lambda case: case.fw_id)
+    again = {case.fw_id for case in found if case.action == Action.RERUN}
+    later = {below for number in again for below in _below(number, jobs)}
+    return [replace(case, action=Action.FOLLOWS) if case.fw_id in again & later else case for case in found]
+
+
+def _case(job: Job, jobs: dict[int, Job], lost: Iterable[int]) -> Case | None:
+    seen = _last_seen(job)
+    launched = (job.launch or {}).get("state")
+    if job.state == "RUNNING" and launched in ("COMPLETED", "FIZZLED"):
+        why = "its end was not carried over into the workflow"
+        return _told(job, Trouble.UNRECORDED, seen, why, Action.REFRESH)
+    if job.fw_id in lost or job.state == "FIZZLED":
+        return _dead(job, jobs, seen)
+    if job.state == "RESERVED" and (datetime.now(UTC) - seen).total_seconds() > RESERVATION_EXPIRATION_SECS:
+        return _told(job, Trouble.STUCK, seen, "its queue job has not begun, or is gone", Action.RELEASE)
+    if job.state in HELD:
+        tool = "resume_fws" if job.state == "PAUSED" else "reignite_fws"
+        why = f"{job.state}: `lpad {tool} -i {job.fw_id}` sets it free"
+        return _told(job, Trouble.HELD, job.updated, why, Action.LEAVE)
+    if job.state == "WAITING" and all(_has_ended(jobs[n], job) for n in job.parents if n in jobs):
+        why = "everything that it waited for has ended"
+        return _told(job, Trouble.FORGOTTEN, job.updated, why, Action.REFRESH)
+    return None
+
+
+def _dead(job: Job, jobs: dict[int, Job], seen: datetime) -> Case:
+    """Explain a job that was lost or has failed."""
+    if job.state == "FIZZLED":
+        trouble, why = Trouble.FAILED, _error(job.launch)
+    else:
+        host = (job.launch or {}).get("host", "its node")
+        trouble, why = Trouble.LOST, f"no sign of life from {host}: killed, out of walltime, or cut off"
+    if _may_rerun(job, jobs):
+        return _told(job, trouble, seen, why, Action.RERUN)
+    return _told(job, trouble, seen, f"{why}; the search went on without it", Action.LEAVE)
+
+
+def _told(job: Job, trouble: Trouble, since: datetime, why: str, action: Action) -> Case:
+    age = max(0.0, (datetime.now(UTC) - since).total_seconds())
+    return Case(job.fw_id, job.name, trouble, age, why, action)
+
+
+def treat(launchpad: LaunchPad, jobs: dict[int, Job], cases: Iterable[Case]) -> None:
+    """Do what was decided.
+
+    Parameters
+    ----------
+    launchpad
+        The LaunchPad.
+    jobs
+        The jobs of the search.
+    cases
+        From `diagnose`.
+    """
+    for case in cases:
+        launch = jobs[case.fw_id].launch
+        if case.action == Action.RERUN:
+            launchpad.rerun_fw(case.fw_id)
+            if case.trouble == Trouble.LOST and launch is not None:
+                # only now: a job that tolerates failed parents would else begin in between
+                launchpad.mark_fizzled(launch["launch_id"])
+        elif case.action == Action.REFRESH:
+            launchpad._refresh_wf(case.fw_id)  # noqa: SLF001 - what `lpad refresh` calls
+        elif case.action == Action.RELEASE and launch is not None:
+            launchpad.cancel_reservation(launch["launch_id"])
+
+
+def recover(launchpad: LaunchPad, project: str, expiration: float, *, dry_run: bool = False) -> tuple[list[Case], str]:
+    """Explain the jobs in trouble and run again what has to run again.
+
+    Parameters
+    ----------
+    launchpad
+        The LaunchPad.
+    project
+        The search.
+    expiration
+        Time without a sign of life after which a job counts as lost, s.
+    dry_run
+        Explain only.
+
+    Returns
+    -------
+    tuple
+        The cases, and a sentence on all the other jobs.
+
+    Raises
+    ------
+    ConfigError
+        If the LaunchPad holds no such search.
+    """
+    jobs = read_jobs(launchpad, project)
+    cases = diagnose(launchpad, jobs, expiration)
+    if not dry_run:
+        treat(launchpad, jobs, cases)
+        jobs = read_jobs(launchpad, project)
+    states = Counter(job.state for job in jobs.values())
+    told = ", ".join(f"{n} {state.lower()}" for state, n in sorted(states.items()))
+    return cases, f"{project}: {len(jobs)} jobs, {told}"
+
+
+def _may_rerun(job: Job, jobs: dict[int, Job]) -> bool:
+    """Say whether nothing runs below a job and nothing of a later stage has begun."""
+    below = [jobs[number] for number in _below(job.fw_id, jobs)]
+    begun = [other for other in below if other.state in BEGUN and not _starved(other)]
+    return not any(other.state in ALIVE or other.place != job.place for other in begun)
+
+
+def _starved(job: Job) -> bool:
+    """Say whether a job failed only because an earlier one had: it has done nothing."""
+    return job.state == "FIZZLED" and STARVED in _error(job.launch)
+
+
+def _below(number: int, jobs: dict[int, Job]) -> set[int]:
+    found: set[int] = set()
+    todo = [number]
+    while todo:
+        new = [child for child in jobs[todo.pop()].children if child in jobs and child not in found]
+        found.update(new)
+        todo += new
+    return found
+
+
+def _has_ended(parent: Job, child: Job) -> bool:
+    return parent.state == "COMPLETED" or (child.tolerant and parent.state == "FIZZLED")
+
+
+def _last_seen(job: Job) -> datetime:
+    history = (job.launch or {}).get("state_history") or []
+    times = [entry.get("updated_on") or entry.get("created_on") for entry in history]
+    return max((_time(time) for time in times if time), default=job.updated)
+
+
+def _error(launch: dict[str, Any] | None) -> str:
+    """Return the last line of the traceback of a launch."""
+    stored = ((launch or {}).get("action") or {}).get("stored_data") or {}
+    trace = (stored.get("_exception") or {}).get("_stacktrace") or ""
+    lines = trace.strip().splitlines()
+    return " ".join(lines[-1].split())[:200] if lines else "its process died"
+
+
+def _time(value: object) -> datetime:
+    time = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
