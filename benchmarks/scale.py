@@ -80,6 +80,7 @@ def label(chosen: StructureBatch, generation: int, per_job: int) -> Response[int
 def label_part(generation: int, first: int, n: int) -> int:
     """Stand for a job that labels: a document for each label, written as soon as it is there."""
     store = sibling_store(CURRENT_JOB.store, "labels", key="label_id")
+    store.ensure_index("label_id")
     for number in range(first, first + n):
         forces = [[0.0, 0.0, 0.0]] * N_ATOMS
         store.update([{"label_id": f"{generation}/{number}", "energy": 0.0, "forces": forces, "positions": forces}])

@@ -67,5 +67,5 @@ def test_jobs_become_documents_of_jobflow_remote(tiny_config):
             job, parents, db_id=str(number), worker="cluster", exec_config=None, resources=None, priority=0
         )
         assert document["uuid"] == job.uuid
-        assert document["parents"] == (parents or None)
+        assert list(document["parents"] or []) == parents
         bson.encode(document)
