@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 PATIENCE = 240.0  # s, for a whole search on a busy machine
-EXPIRATION = 10  # s without a sign of life after which a job counts as lost
+EXPIRATION = 8  # s without a sign of life after which a job counts as lost
 DONE = {"COMPLETED"}
 CALCULATIONS = "calculations.txt"
 
@@ -216,22 +216,15 @@ class Campaign:
         return done.stdout
 
     @contextmanager
-    def launching(self, folder: Path | None = None) -> Iterator[None]:
-        """Let launchers run as long as there is work: ``qlaunch rapidfire -m 4``, or their like without Slurm."""
+    def launching(self, folder: Path | None = None, *, spare: bool = False) -> Iterator[None]:
+        """Let launchers run as long as there is work: ``qlaunch rapidfire -m 4``, or their like without Slurm.
+
+        With ``spare`` they are also started for work that has yet to come.
+        """
         folder = folder or self.launches
         if self.slurm is not None:
-            commands = [
-                [
-                    *self._tool("qlaunch"),
-                    "rapidfire",
-                    "-m",
-                    str(self.launchers),
-                    "--nlaunches",
-                    "infinite",
-                    "--sleep",
-                    "1",
-                ]
-            ]
+            rapidfire = ["rapidfire", "-m", str(self.launchers), "--nlaunches", "infinite", "--sleep", "1"]
+            commands = [[*self._tool("qlaunch"), *(["--fill_mode"] if spare else []), *rapidfire]]
         else:
             commands = [[*self._tool("rlaunch"), "rapidfire", "--nlaunches", "0", "--sleep", "1"]] * self.launchers
         with (self.folder / "launchers.log").open("ab") as log:
@@ -324,7 +317,7 @@ class Campaign:
         return {
             "FW_config.yaml": {
                 "CONFIG_FILE_DIR": str(self.configuration),
-                "PING_TIME_SECS": 2,
+                "PING_TIME_SECS": 1,
                 "RUN_EXPIRATION_SECS": EXPIRATION,
                 "WFLOCK_EXPIRATION_SECS": 15,
                 "WFLOCK_EXPIRATION_KILL": True,
