@@ -99,7 +99,7 @@ def test_disk_full_and_walltime_over(campaign, slurm, reference):
             over.release()
             search.wait_until_done()
         slurm.cancel()
-    assert not lasting(assert_undisturbed(search, reference))
+    assert_undisturbed(search, reference)  # the next walltime may end a relaxation amid its steps
 
 
 def test_node_that_never_answers_and_launcher_that_comes_back(campaign, slurm, reference):
