@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 GPAW   := $(VENV)/.gpaw
 
-.PHONY: install dft demo test lint slow clean
+.PHONY: install dft demo test cluster lint slow clean
 
 install: $(STAMP)
 
@@ -29,6 +29,10 @@ demo: dft
 
 test: dft lint
 	$(BIN)/python -m pytest
+
+# Searches by qlaunch through a Slurm of one node; and on a MongoDB, if MONGODB_URI names one. What cannot run is skipped.
+cluster: install
+	$(BIN)/python -m pytest tests/cluster -m "slurm or mongo"
 
 lint: install
 	$(BIN)/ruff check .

@@ -51,7 +51,7 @@ def test_fireworks_reads_its_files(written):
     launchpad = LaunchPad.from_file(str(folder / "my_launchpad.yaml"))
     assert (launchpad.host, launchpad.port, launchpad.name) == ("db.example", 27018, "mine")
     assert (launchpad.username, launchpad.password) == (None, None)
-    assert launchpad.mongoclient_kwargs["serverSelectionTimeoutMS"] == 60000
+    assert launchpad.mongoclient_kwargs["serverSelectionTimeoutMS"] == 300_000
     workers = {name: FWorker.from_file(str(folder / f"{name}_fworker.yaml")) for name in WORKERS}
     assert {name: worker.category for name, worker in workers.items()} == {
         "my": "",

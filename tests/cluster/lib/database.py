@@ -1,0 +1,83 @@
+"""The database of a test: the double behind the wire, which can be killed and started again, or a real MongoDB."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pymongo import MongoClient
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PROGRAM = Path(__file__).parent.parent / "wire"
+LARGEST = 1_000_000  # bytes: what no document of a search may exceed
+TIMEOUT_MS = 120_000  # how long a client waits for a database that is away
+
+
+class Database:
+    """A test double for MongoDB in a process of its own.
+
+    Parameters
+    ----------
+    folder
+        Where its journal lies: killed and started again, it knows everything that it has acknowledged.
+    largest
+        Documents of more bytes are refused.
+    """
+
+    def __init__(self, folder: Path, largest: int = LARGEST) -> None:
+        self.folder = folder
+        self.largest = largest
+        self.port = 0
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Start it, on the port of before if there was one."""
+        command = [sys.executable, str(PROGRAM), "--port", str(self.port), "--folder", str(self.folder)]
+        with (self.folder.parent / "database.log").open("a") as log:
+            self.process = subprocess.Popen(  # noqa: S603 - our own program
+                [*command, "--largest", str(self.largest)], stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        if self.process.stdout is None:
+            raise RuntimeError("the database has no output")
+        self.port = int(self.process.stdout.readline().split()[-1])
+
+    def kill(self) -> None:
+        """Kill it as a crash would."""
+        if self.process is not None and self.process.stdout is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process.stdout.close()
+            self.process = None
+
+    @property
+    def uri(self) -> str:
+        """Where it is."""
+        return f"mongodb://127.0.0.1:{self.port}"
+
+
+class RealDatabase:
+    """A MongoDB that runs already; nothing here starts or stops it.
+
+    Parameters
+    ----------
+    uri
+        Where it is, credentials included.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+
+@contextmanager
+def connected(database: Database | RealDatabase) -> Iterator[MongoClient[dict[str, Any]]]:
+    """Connect, and close the connection at the end."""
+    client: MongoClient[dict[str, Any]] = MongoClient(database.uri, serverSelectionTimeoutMS=TIMEOUT_MS)
+    try:
+        yield client
+    finally:
+        client.close()
