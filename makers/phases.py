@@ -16,17 +16,16 @@ from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from csp.hull import Hull, formula_of
 from makers.documents import LabelDoc, LabelKind
+from makers.indexes import BASIS, phase_basis, phase_store
 from makers.labelling import read_labels
 from makers.outcomes import PhaseDoc, PhaseStatus
 from makers.stage import Handle, Stage
-from makers.stores import sibling_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from jobflow import JobStore
 
-PHASES = "phases"
 SYMPREC = 0.05  # Å; first-principles relaxation stops at a finite force, so exact symmetry is not to be had
 ON_HULL = 1e-6  # eV/atom
 
@@ -125,7 +124,7 @@ class PhaseBuilder(Builder):
     def __init__(self, store: JobStore, project: str) -> None:
         self.store = store
         self.project = project
-        self.phases = sibling_store(store, PHASES, key="phase_key")
+        self.phases = phase_store(store)
         super().__init__(sources=[store.docs_store], targets=[self.phases])
 
     def build(self) -> None:
@@ -137,6 +136,7 @@ class PhaseBuilder(Builder):
 
     def get_items(self) -> Iterator[Phase]:
         """Yield every distinct phase, and set the hull that all of them are measured against."""
+        self.basis = phase_basis(self.store, self.project)
         state = self._latest(Stage.ADVANCE)
         self.pressure_gpa = state["state"]["knowledge"]["pressure_gpa"] if state else 0.0
         aliases = state["state"]["aliases"] if state else {}
@@ -159,7 +159,8 @@ class PhaseBuilder(Builder):
             The document.
         """
         doc = describe(item, self.hull, self.project, self.pressure_gpa)
-        return doc.model_dump(mode="json") | {"phase_key": f"{self.project}/{item.phase_id}"}
+        known_by = {"phase_key": f"{self.project}/{item.phase_id}", BASIS: self.basis}
+        return doc.model_dump(mode="json") | known_by
 
     def update_targets(self, items: list[dict[str, Any]]) -> None:
         """Replace what was known: phases that turned out to be others' doubles disappear.

@@ -6,10 +6,10 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from makers.indexes import phase_store
 from makers.outcomes import PhaseSummary, ReportDoc
-from makers.phases import PHASES, PhaseBuilder
+from makers.phases import PhaseBuilder
 from makers.stage import Stage, StageMaker, current_store, stage_job
-from makers.stores import sibling_store
 
 if TYPE_CHECKING:
     from csp.advance import SearchState
@@ -59,7 +59,7 @@ class ReportMaker(StageMaker):
         del labelled
         store = current_store()
         PhaseBuilder(store, self.project).build()
-        docs = list(sibling_store(store, PHASES).query({"project": self.project, "source": "relaxation"}))
+        docs = list(phase_store(store).query({"project": self.project, "source": "relaxation"}))
         fields = PhaseSummary.model_fields
         phases = [PhaseSummary.model_validate({k: v for k, v in doc.items() if k in fields}) for doc in docs]
         phases.sort(key=lambda phase: (phase.e_above_hull, phase.formula))

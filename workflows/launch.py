@@ -14,6 +14,7 @@ from maggma.stores import MemoryStore
 from pymongo.errors import PyMongoError
 
 from makers.errors import ConfigError
+from makers.indexes import ensure_indexes
 from workflows.reach import PATIENCE_MS, explain, is_remote, require_answer, require_server
 from workflows.results import projects
 from workflows.routing import WORKERS, configured_resources
@@ -119,6 +120,7 @@ def submit_search(config: SearchConfig, launchpad: LaunchPad | None = None, *, b
         )
     flow = SearchMaker(config, resources=resources).make()
     workflow = flow_to_workflow(flow, name=config.project, metadata={"project": config.project})
+    ensure_indexes(store)
     ids = launchpad.add_wf(workflow)
     return (
         f"added {config.project} as workflow of {len(ids)} fireworks to {launchpad.host}/{launchpad.name}\n"

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from maggma.stores import MemoryStore
 from pydantic import BaseModel
+from pymongo.errors import OperationFailure
 
+from makers.indexes import phase_store, phases_are_current
 from makers.outcomes import GenerationDoc, ReportDoc
-from makers.phases import PHASES, PhaseBuilder
+from makers.phases import PhaseBuilder
 from makers.stage import Stage
-from makers.stores import sibling_store
 
 if TYPE_CHECKING:
     from jobflow import JobStore
+    from maggma.core import Store
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -81,7 +88,9 @@ def query_phases(
     below: float | None = None,
     formula: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Return phases, the most stable first, after bringing the collection up to date.
+    """Return phases, the most stable first, after bringing the collection up to date if there is anything new.
+
+    Nobody needs permission to write for this: without it, what is new is seen by the caller only.
 
     Parameters
     ----------
@@ -101,7 +110,6 @@ def query_phases(
     list[dict]
         Documents of the `phases` collection.
     """
-    PhaseBuilder(store, project).build()
     criteria: dict[str, Any] = {"project": project}
     if stable:
         criteria["status"] = "stable"
@@ -109,9 +117,27 @@ def query_phases(
         criteria["e_above_hull"] = {"$lte": below}
     if formula is not None:
         criteria["formula"] = formula
-    found = list(sibling_store(store, PHASES).query(criteria))
+    found = list(_phases(store, project).query(criteria))
     unknown = float("inf")  # a phase that first principles have not seen comes last
-    return sorted(found, key=lambda doc: (_or(doc["e_above_hull"], unknown), doc["e_above_hull_model"] or 0.0))
+    return sorted(
+        found, key=lambda doc: (_or(doc["e_above_hull"], unknown), doc["e_above_hull_model"] or 0.0, doc["phase_id"])
+    )
+
+
+def _phases(store: JobStore, project: str) -> Store:
+    if phases_are_current(store, project):
+        return phase_store(store)
+    builder = PhaseBuilder(store, project)
+    docs = [builder.process_item(item) for item in builder.get_items()]
+    try:
+        builder.update_targets(docs)
+    except (OperationFailure, OSError, sqlite3.Error) as error:
+        logger.info("%s: the phases may not be written here (%s), only read", project, type(error).__name__)
+        memory = MemoryStore(key="phase_key")
+        memory.connect()
+        memory.update(docs)
+        return memory
+    return phase_store(store)
 
 
 def _or(value: float | None, default: float) -> float:
@@ -120,8 +146,10 @@ def _or(value: float | None, default: float) -> float:
 
 def _outputs(store: JobStore, project: str, stage: Stage, *, index: int) -> list[dict[str, Any]]:
     criteria = {"metadata.project": project, "metadata.stage": str(stage), "index": index}
-    docs = store.query(criteria, properties=["output", "completed_at"])
-    return [doc["output"] for doc in sorted(docs, key=lambda doc: doc["completed_at"]) if doc.get("output")]
+    docs = store.query(criteria, properties=["uuid", "output", "completed_at"])
+    # by job: two launches of one job that end at the same moment may leave two documents of the same content
+    newest = {doc["uuid"]: doc["output"] for doc in sorted(docs, key=lambda doc: doc["completed_at"])}
+    return [output for output in newest.values() if output]
 
 
 def _parse(model: type[T], output: dict[str, Any]) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from makers.indexes import BASIS
 from makers.outcomes import NEAR_HULL_ERROR
 from workflows.results import generations, report
 
@@ -165,7 +166,7 @@ def phases_json(phases: Sequence[Mapping[str, Any]]) -> str:
     str
         A list of documents; pymatgen reads their ``structure``.
     """
-    plain = [{k: v for k, v in doc.items() if k not in {"_id", "phase_key"}} for doc in phases]
+    plain = [{k: v for k, v in doc.items() if k not in {"_id", "phase_key", BASIS}} for doc in phases]
     return json.dumps(plain, indent=1)
 
 

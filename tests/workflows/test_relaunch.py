@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 
-NAMES = ["generate 002.0", "generate 002.1"]
-
-
 class Killed(BaseException):
     """The end of a process: no handler of errors sees it."""
 
@@ -72,10 +69,7 @@ def test_killed_relaxation_goes_on(begun, finished, monkeypatch):
             resume_search(begun)
     [left] = (begun / "scratch" / "tiny" / "002").iterdir()
     kept = len(list(left.glob("part-*.npz")))
-    generated = {
-        doc["name"]: doc["output"]["counts"]["made"] for doc in open_store(begun).query({"name": {"$in": NAMES}})
-    }
-    assert 4 <= kept < generated[NAMES[0]]
+    assert kept >= 4
 
     relaxed: list[int] = []
     run = acnn.relax.relaxer._run
@@ -92,7 +86,8 @@ def test_killed_relaxation_goes_on(begun, finished, monkeypatch):
 
     monkeypatch.setattr(acnn.relax.relaxer, "_run", counting)
     resume_search(begun)
-    assert relaxed[:2] == [generated[NAMES[0]] - kept, generated[NAMES[1]]]  # the second chunk from its beginning
+    n_all = sum(generations(open_store(begun), "tiny")[-1].statuses.values())
+    assert sum(relaxed) == n_all - kept
     same_end(begun, finished)
 
 

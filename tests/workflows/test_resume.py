@@ -92,7 +92,7 @@ def test_a_stage_that_fails_is_named_and_the_search_goes_on_afterwards(tiny_conf
 def test_a_search_that_was_interrupted_at_its_end_only_ends(tiny_config, tmp_path, monkeypatch):
     folder = tmp_path / "search"
     with monkeypatch.context() as patch:
-        patch.setattr(makers.report, "sibling_store", failing(0, makers.report.sibling_store))
+        patch.setattr(makers.report, "phase_store", failing(0, makers.report.phase_store))
         with pytest.raises(StopError, match="`report 001` failed"):
             run_search(tiny_config(advance__max_generations=2), folder)
     assert [g.stop for g in generations(open_store(folder), "tiny")] == [False, True]
