@@ -36,13 +36,16 @@ __all__ = ["LabelMaker", "read_labels", "settings_fingerprint", "to_training_fra
 
 logger = logging.getLogger(__name__)
 
+DRIVER_SHARE = 40  # labels of atomate2 that one driver spawns: up to 18 kB each in one document of FireWorks
+
 
 @dataclass
 class LabelMaker(StageMaker):
     """Label a batch: a driver that spawns the jobs that calculate, and one that counts what became of them.
 
     The jobs are named after the driver: ``label 003`` spawns ``label 003.1``, ``label 003.2``, ... and
-    ``label 003.collect``, whose output, a `LabelSummary`, is also the driver's.
+    ``label 003.collect``, whose output, a `LabelSummary`, is also the driver's. Many labels of atomate2 are shared out
+    among drivers ``label 003.part1``, ``label 003.part2``, ..., which spawn ``label 003.part1.1`` and so on.
 
     Parameters
     ----------
@@ -96,11 +99,12 @@ class LabelMaker(StageMaker):
         context = self.context(generation, LabelKind(kind))
         frames = structures.to_atoms()
         prefix = CURRENT_JOB.job.name
-        jobs, parts, reused = (
-            _ase_jobs(self, self.settings, frames, context, source)
-            if isinstance(self.settings, AseLabelConfig)
-            else _vasp_jobs(self, self.settings, frames, context)
-        )
+        if isinstance(self.settings, AseLabelConfig):
+            jobs, parts, reused = _ase_jobs(self, self.settings, frames, context, source)
+        elif len(frames) > DRIVER_SHARE:
+            jobs, parts, reused = _drivers(self, self.settings, frames, context, source)
+        else:
+            jobs, parts, reused = _vasp_jobs(self, self.settings, frames, context)
         label_ids = [context.request(atoms).label_id for atoms in frames]
         last = _child(self, collect_labels(self, label_ids, parts, reused), "collect", BOOKKEEPING, context)
         return Response(replace=Flow([*jobs, last], output=last.output, name=prefix))
@@ -246,6 +250,24 @@ def _ase_jobs(
         chunk = replace(source, rows=rows) if source else StructureBatch.from_atoms(frames[slice(*rows)])
         each = label_chunk(maker, chunk, context.generation, context.kind)
         jobs.append(_child(maker, each, str(number), Stage.LABEL, context))
+    return jobs, [each.output for each in jobs], 0
+
+
+def _drivers(
+    maker: LabelMaker,
+    settings: Atomate2LabelConfig,
+    frames: list[Atoms],
+    context: LabelContext,
+    source: Handle | None,
+) -> tuple[list[Job], list[OutputReference], int]:
+    """Spawn one driver for each part of a batch: what a driver spawns lies in one document of FireWorks."""
+    lenient = replace(maker, settings=settings.model_copy(update={"max_failed_fraction": 1.0}))  # the whole decides
+    jobs = []
+    for number, first in enumerate(range(0, len(frames), DRIVER_SHARE), start=1):
+        rows = (first, min(first + DRIVER_SHARE, len(frames)))
+        part = replace(source, rows=rows) if source else StructureBatch.from_atoms(frames[slice(*rows)])
+        each = lenient.make(part, context.generation, context.kind)
+        jobs.append(_child(maker, each, f"part{number}", BOOKKEEPING, context))
     return jobs, [each.output for each in jobs], 0
 
 

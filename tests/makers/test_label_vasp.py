@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import bson
 import numpy as np
 import pytest
 from ase import Atoms
@@ -25,7 +26,7 @@ from makers.blobs import StructureBatch
 from makers.config import VASP_LABEL_INCAR, Atomate2LabelConfig
 from makers.documents import LabelDoc, LabelKind, LabelSummary
 from makers.errors import ConfigError
-from makers.label import LabelMaker
+from makers.label import DRIVER_SHARE, LabelMaker
 from makers.labelling import read_labels
 from makers.labelling.calculators import check_labeller
 
@@ -97,6 +98,33 @@ def test_labels_have_our_units_signs_and_order(
 
     again = run(LabelMaker("p", config), frames, job_store, tmp_path, LabelKind.SINGLE_POINT)
     assert (again.statuses, again.reused) == ({"ok": 2}, 2)
+
+
+def test_many_labels_are_shared_out_among_drivers(
+    job_store: JobStore, config: Atomate2LabelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("makers.label.DRIVER_SHARE", 2)
+    frames = [aluminium(1), aluminium(4), bulk("Cu")]
+    summary = run(LabelMaker("p", config), frames, job_store, tmp_path, LabelKind.SINGLE_POINT)
+    assert (summary.asked, summary.statuses, len(set(summary.label_ids))) == (3, {"ok": 3}, 3)
+    assert [label.formula for label in read_labels(job_store, "p")].count("Cu") == 1
+    names = {doc["name"] for doc in job_store.query()}
+    assert {"label 000.part1", "label 000.part1.2.keep", "label 000.part2.1", "label 000.collect"} <= names
+    assert "label 000.1" not in names
+
+
+def test_documents_of_a_driver_stay_below_a_megabyte(config: Atomate2LabelConfig, launchpad: LaunchPad) -> None:
+    frames = []
+    for seed in range(DRIVER_SHARE):
+        atoms = bulk("Al", cubic=True).repeat((10, 1, 1))
+        atoms.rattle(0.1, seed=seed)
+        frames.append(atoms)
+    flow = Flow(LabelMaker("p", config).make(StructureBatch.from_atoms(frames), 0))
+    launchpad.add_wf(flow_to_workflow(flow))
+    rapidfire(launchpad, FWorker(), nlaunches=1, strm_lvl="CRITICAL")
+    sizes = [len(bson.encode(doc)) for doc in launchpad.launches.find({})]
+    assert launchpad.fireworks.count_documents({}) == 2 * DRIVER_SHARE + 3
+    assert 500_000 < max(sizes) < 1_000_000
 
 
 def test_failures_do_not_block_the_stage(
