@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -99,6 +100,8 @@ def _parses(path: Path, name: str) -> Finding:
 
 
 def _holds_password(content: object) -> bool:
+    if isinstance(content, str):
+        return re.search(r"://[^/@:]*:[^/@]+@", content) is not None  # user and password within a URI
     if isinstance(content, dict):
         return any(("password" in str(k) and v) or _holds_password(v) for k, v in content.items())
     return isinstance(content, list) and any(_holds_password(v) for v in content)

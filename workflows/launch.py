@@ -123,7 +123,7 @@ def submit_search(config: SearchConfig, launchpad: LaunchPad | None = None, *, b
     ensure_indexes(store)
     ids = launchpad.add_wf(workflow)
     return (
-        f"added {config.project} as workflow of {len(ids)} fireworks to {launchpad.host}/{launchpad.name}\n"
+        f"added {config.project} as workflow of {len(ids)} fireworks to {launchpad_address(launchpad)}\n"
         f"run it with `qlaunch rapidfire` or `rlaunch rapidfire`; watch it with "
         f"`hullseeker status --project {config.project}`"
     )

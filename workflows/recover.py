@@ -243,7 +243,7 @@ def treat(launchpad: LaunchPad, jobs: dict[int, Job], cases: Iterable[Case]) -> 
     """
     for case in cases:
         launch = jobs[case.fw_id].launch
-        if case.action == Action.RERUN:
+        if case.action == Action.RERUN and _is_as_it_was(launchpad, jobs[case.fw_id]):
             launchpad.rerun_fw(case.fw_id)
             if case.trouble == Trouble.LOST and launch is not None:
                 # only now: a job that tolerates failed parents would else begin in between
@@ -252,6 +252,13 @@ def treat(launchpad: LaunchPad, jobs: dict[int, Job], cases: Iterable[Case]) -> 
             launchpad._refresh_wf(case.fw_id)  # noqa: SLF001 - what `lpad refresh` calls
         elif case.action == Action.RELEASE and launch is not None:
             launchpad.cancel_reservation(launch["launch_id"])
+
+
+def _is_as_it_was(launchpad: LaunchPad, job: Job) -> bool:
+    """Say whether a job is still in the state that was read: one that was silent may have ended since."""
+    now = launchpad.fireworks.find_one({"fw_id": job.fw_id}, {"state": 1, "launches": 1, "_id": 0})
+    last = now["launches"][-1] if now and now["launches"] else None
+    return now is not None and (now["state"], last) == (job.state, job.launch and job.launch["launch_id"])
 
 
 def recover(launchpad: LaunchPad, project: str, expiration: float, *, dry_run: bool = False) -> tuple[list[Case], str]:

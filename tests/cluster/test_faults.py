@@ -67,7 +67,7 @@ def test_database_away_for_seconds_and_for_a_minute(campaign, database, referenc
     search.submit()
     for held, seconds in outages.items():
         with search.launching():
-            held.wait()
+            search.wait_until_held(held)
             database.kill()
             held.release()  # the job ends while there is nobody to tell
             time.sleep(seconds)
@@ -86,7 +86,7 @@ def test_disk_full_and_walltime_over(campaign, slurm, reference):
     search.submit()
     with small_disk(search.folder / "small") as disk:
         with search.launching(disk):
-            full.wait()
+            search.wait_until_held(full)
             fill(disk / "filler")
             full.release()
             wait_for(lambda: "FIZZLED" in search.states() or search.lost(), "a job fails for want of space")
@@ -94,7 +94,7 @@ def test_disk_full_and_walltime_over(campaign, slurm, reference):
         (disk / "filler").unlink()
         search.resume()
         with search.launching(disk):
-            over.wait()
+            search.wait_until_held(over)
             wait_for(lambda: not slurm.jobs(), "Slurm ends the launchers")
             over.release()
             search.wait_until_done()
@@ -107,12 +107,12 @@ def test_node_that_never_answers_and_launcher_that_comes_back(campaign, slurm, r
     asleep, frozen = search.hold("train 000"), search.hold("relax 001.0")
     search.submit()
     with search.launching():
-        sleeper = asleep.wait()
+        sleeper = search.wait_until_held(asleep)
         os.kill(sleeper, signal.SIGSTOP)
         asleep.release()
         wait_for(search.lost, "the sleeping launcher is missed")
         search.resume()  # the other launcher takes its job
-        process = frozen.wait()
+        process = search.wait_until_held(frozen)
         os.kill(sleeper, signal.SIGCONT)  # and finds that it is late
         os.kill(process, signal.SIGSTOP)
         slurm.freeze()

@@ -70,6 +70,15 @@ def only_failure() -> Finding:
     return found
 
 
+def test_readable_password_within_an_address(cluster):
+    file = cluster / "jobflow.yaml"
+    file.write_text(f"{file.read_text()}\nOTHER: mongodb://me:{SECRET}@db.example.org/mine\n")
+    file.chmod(0o644)
+    [found] = [x for x in findings(Verdict.WARNING) if "password" in x.text]
+    assert found.remedy == f"chmod 600 {file}"
+    assert SECRET not in show(found)
+
+
 @pytest.mark.usefixtures("cluster")
 def test_a_sound_cluster(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["hullseeker", "doctor"])

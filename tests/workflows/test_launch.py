@@ -54,6 +54,15 @@ def test_search_lands_on_the_launchpad(tiny_config, launchpad):
         assert (spec["_category"], spec["project"], spec["stage"]) == (WORKERS[stage]["_category"], "tiny", stage)
 
 
+@pytest.mark.usefixtures("embedded")
+def test_submission_shows_no_password(tiny_config, launchpad, monkeypatch):
+    monkeypatch.setattr(launchpad, "uri_mode", True)
+    monkeypatch.setattr(launchpad, "host", "mongodb://me:secret@db.example.org/fireworks?authSource=admin")
+    said = submit_search(tiny_config(), launchpad)
+    assert "db.example.org" in said
+    assert "secret" not in said
+
+
 RESOURCES = """
 generate: &light {_category: light, _queueadapter: {walltime: "00:10:00"}}
 select: *light

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fireworks import FWorker
+from fireworks import FWAction, FWorker
 from fireworks.core.rocket_launcher import rapidfire
 from jobflow import SETTINGS
 
@@ -18,7 +18,7 @@ from makers.labelling import read_labels
 from makers.stores import embedded_job_store
 from workflows import cli
 from workflows.launch import submit_search
-from workflows.recover import Action, Case, Trouble, diagnose, read_jobs, recover
+from workflows.recover import Action, Case, Trouble, diagnose, read_jobs, recover, treat
 from workflows.results import generations, report
 from workflows.run import open_store
 from workflows.tables import recovery_table
@@ -74,6 +74,18 @@ def lose(launchpad: LaunchPad, name: str) -> int:
     number = launchpad.fireworks.find_one({"name": name})["fw_id"]
     launchpad.checkout_fw(FWorker(), ".", fw_id=number)
     return number
+
+
+@pytest.mark.usefixtures("store")
+def test_a_silent_job_that_ended_meanwhile_is_left(tiny_config, launchpad):
+    submit_search(tiny_config(), launchpad)
+    number = lose(launchpad, "generate 000.0")
+    jobs = read_jobs(launchpad, "tiny")
+    found = diagnose(launchpad, jobs, AT_ONCE)
+    assert [(case.name, case.action) for case in found] == [("generate 000.0", Action.RERUN)]
+    launchpad.complete_launch(launchpad.fireworks.find_one({"fw_id": number})["launches"][-1], FWAction())
+    treat(launchpad, jobs, found)
+    assert states(launchpad)["generate 000.0"] == "COMPLETED"
 
 
 @pytest.mark.usefixtures("store")

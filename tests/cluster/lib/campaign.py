@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 PATIENCE = 240.0  # s, for a whole search on a busy machine
-EXPIRATION = 8  # s without a sign of life after which a job counts as lost
+EXPIRATION = 12  # s without a sign of life after which a job counts as lost
 DONE = {"COMPLETED"}
 CALCULATIONS = "calculations.txt"
 
@@ -111,11 +111,10 @@ class Held:
 
     file: Path
 
-    def wait(self) -> int:
-        """Wait until the job has begun; return its launcher's process."""
+    def process(self) -> int:
+        """Return the launcher's process of the job that waits; 0 before it has begun."""
         held = self.file.with_suffix(".held")
-        wait_for(lambda: held.exists() and held.read_text(), f"{self.file.stem} is held")
-        return int(held.read_text())
+        return int((held.read_text() if held.exists() else "") or 0)
 
     def release(self) -> None:
         """Let it go on."""
@@ -154,7 +153,7 @@ class Campaign:
 
     def __post_init__(self) -> None:
         """Write the configuration of FireWorks and jobflow."""
-        for name in ("faults", "logs", "launches", "configuration"):
+        for name in ("faults", "logs", "launches", "configuration", "scratch"):
             (self.folder / name).mkdir(parents=True)
         for name, content in self._files().items():
             (self.configuration / name).write_text(yaml.safe_dump(content))
@@ -180,6 +179,7 @@ class Campaign:
             "JOBFLOW_CONFIG_FILE": str(self.configuration / "jobflow.yaml"),
             "CALCULATIONS": str(self.folder / CALCULATIONS),
             "FAULTS": str(self.folder / "faults"),
+            "HULLSEEKER_SCRATCH": str(self.folder / "scratch"),
             "PYTHONWARNINGS": "ignore",
             "OMP_NUM_THREADS": "1",
         }
@@ -289,6 +289,14 @@ class Campaign:
             wait_for(lambda: self.is_done() or self.lost() or "FIZZLED" in self.states(), f"{self.project} is done")
             if self.is_done():
                 return
+            self.resume()
+
+    def wait_until_held(self, held: Held) -> int:
+        """Wait until a job has begun, and resume what was lost on the way to it; return its launcher's process."""
+        while True:
+            wait_for(lambda: held.process() or self.lost() or "FIZZLED" in self.states(), f"{held.file.stem} is held")
+            if process := held.process():
+                return process
             self.resume()
 
     def jobs(self) -> list[str]:
