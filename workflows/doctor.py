@@ -167,7 +167,30 @@ def _launchpad() -> Iterator[Finding]:
         yield bad(f"LaunchPad: {text}", remedy)
     if not faults:
         yield good("LaunchPad: has its indexes")
+    yield may_write(launchpad.db)
     yield from clock(launchpad.db)
+
+
+def may_write(database: Database[dict[str, Any]]) -> Finding:
+    """Write a document and remove it, in a collection of its own.
+
+    Parameters
+    ----------
+    database
+        Of the LaunchPad.
+
+    Returns
+    -------
+    Finding
+        Whether this user may.
+    """
+    try:
+        number = database["doctor"].insert_one({"at": datetime.now(UTC)}).inserted_id
+        database["doctor"].delete_one({"_id": number})
+    except PyMongoError as error:
+        text = f"LaunchPad: {database.name} cannot be written ({type(error).__name__})"
+        return bad(text, f"give the database user the role readWrite on {database.name}")
+    return good(f"LaunchPad: {database.name} can be written")
 
 
 def clock(database: Database[dict[str, Any]]) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from makers.errors import ConfigError
 from makers.stores import BlobStore, embedded_job_store
 from workflows import cli, doctor, reach
 from workflows.cluster import site_here, write_working_set
-from workflows.doctor import clock, examine, round_trip
+from workflows.doctor import clock, examine, may_write, round_trip
 from workflows.findings import Finding, Verdict, show
 from workflows.launch import open_launchpad, submit_search
 
@@ -329,6 +329,19 @@ def test_settings_that_lose_jobs(monkeypatch, settings, verdict, remedy):
 def told(**answer: object) -> list[Finding]:
     client = SimpleNamespace(admin=SimpleNamespace(command=lambda _: answer))
     return list(clock(SimpleNamespace(client=client)))
+
+
+def test_launchpad_that_may_only_be_read(launchpad, monkeypatch):
+    assert may_write(launchpad.db).verdict == Verdict.OK
+    assert launchpad.db["doctor"].count_documents({}) == 0
+
+    def refuse(*_: object) -> None:
+        raise OperationFailure("not authorized on tests to execute command", 13)
+
+    monkeypatch.setattr(type(launchpad.db["doctor"]), "insert_one", refuse)
+    found = may_write(launchpad.db)
+    assert found.verdict == Verdict.FAILED
+    assert "readWrite" in found.remedy
 
 
 def test_clock():
