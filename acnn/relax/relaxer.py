@@ -77,7 +77,8 @@ def relax(
         yield from in_order(_logged(_run(jobs, potential, settings, table, workers)))
         return
     journal = Journal(folder, _request(potential, settings, table))
-    logger.info("%s: %d structures are done already", folder, len(journal))
+    if len(journal):
+        logger.info("%s: %d structures are done already", folder, len(journal))
     yield from in_order(_logged(_resumed(journal, jobs, lambda todo: _run(todo, potential, settings, table, workers))))
 
 
