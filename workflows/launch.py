@@ -15,7 +15,7 @@ from pymongo.errors import PyMongoError
 
 from makers.errors import ConfigError
 from makers.indexes import ensure_indexes
-from workflows.reach import PATIENCE_MS, explain, is_remote, require_answer, require_server
+from workflows.reach import PATIENCE_MS, bare, explain, is_remote, require_answer, require_server
 from workflows.results import projects
 from workflows.routing import WORKERS, configured_resources
 from workflows.search import SearchMaker
@@ -218,7 +218,7 @@ def launchpad_address(launchpad: LaunchPad) -> str:
         Host, port and database.
     """
     if launchpad.uri_mode:
-        return f"{str(launchpad.host).rpartition('@')[2].partition('?')[0]} ({launchpad.name})"
+        return f"{bare(str(launchpad.host))} ({launchpad.name})"
     return f"{launchpad.host}:{launchpad.port}/{launchpad.name}"
 
 

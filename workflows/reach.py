@@ -49,8 +49,24 @@ def address(store: Store) -> str:
     """
     place: Any = store
     if getattr(store, "uri", None):
-        return f"{place.uri.rpartition('@')[2].partition('?')[0].removeprefix('mongodb://')}"
+        return bare(place.uri)
     return f"{place.host}:{place.port}/{place.database}"
+
+
+def bare(uri: str) -> str:
+    """Leave out of an address what may be secret.
+
+    Parameters
+    ----------
+    uri
+        As pymongo takes it.
+
+    Returns
+    -------
+    str
+        Hosts and database, without user, password and options.
+    """
+    return uri.rpartition("@")[2].partition("?")[0].removeprefix("mongodb://")
 
 
 def require_server(store: Store) -> None:
