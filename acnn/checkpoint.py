@@ -17,7 +17,7 @@ from acnn.errors import ModelError
 from acnn.nn.potential import Potential
 
 FORMAT = "acnn-potential"
-VERSION = 1
+VERSION = 2
 UNITS = {"length": "angstrom", "energy": "eV", "force": "eV/angstrom", "stress": "eV/angstrom^3"}
 
 
@@ -71,6 +71,8 @@ def loads(data: bytes) -> Potential:
         tensors = safetensors.torch.load(data)
         config = ModelConfig.model_validate(header["config"])
         potential = Potential(config, [str(symbol) for symbol in header["elements"]])
+        if header["version"] == 1:  # one factor calibrated energies and forces alike
+            tensors["calibration"] = tensors["calibration"].expand(2)
         potential.load_state_dict(tensors)
     except (SafetensorError, ValidationError, KeyError, TypeError, RuntimeError) as exc:
         raise ModelError(f"the model is damaged: its content does not fit its header ({type(exc).__name__})") from exc

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from acnn.batch import Batch
 from acnn.config import TrainConfig
 from acnn.errors import DataError
 from acnn.nn.graph import system_pieces
+from acnn.nn.potential import FIXED
 from acnn.train.labels import Label, read_labels
 
 if TYPE_CHECKING:
@@ -72,6 +73,16 @@ class Metrics(BaseModel):
     )
     spread_worst_found: float | None = Field(
         description="Part of the worst tenth of the errors that the tenth of largest spread holds."
+    )
+    spread_within: float | None = Field(
+        description="Part of the energies whose error is below the spread; 0.68 if errors were normal."
+    )
+    force_spread_mean_ev_per_a: float | None = Field(description="Mean of the committee's force spread, eV/Å.")
+    force_spread_rank_correlation: float | None = Field(
+        description="Spearman correlation of spread and length of the error of all forces that no symmetry fixes."
+    )
+    force_spread_within: float | None = Field(
+        description="Part of the forces whose error is shorter than the spread; 0.61 if errors were normal."
     )
 
 
@@ -138,11 +149,13 @@ def evaluate(potential: Potential, frames: Sequence[Atoms], *, settings: TrainCo
     limits = settings or TrainConfig(max_force=1e9, max_energy=1e9, max_pressure_gpa=1e9)
     found = read_labels(frames, limits)
     labels = found.labels
-    result = predict(potential, [label.atoms for label in labels])
+    result = predict(potential, [label.atoms for label in labels], spread=potential.n_members > 1)
     sizes = np.array([len(label.atoms) for label in labels])
     energy = (result.energies - np.array([label.energy for label in labels])) / sizes
     force, stress = _differences(result, labels)
-    correlation, worst = _calibration(result.energy_spreads, np.abs(energy), potential.n_members)
+    energies = _calibration(result.energy_spreads, np.abs(energy))
+    spread, length = _force_spreads(result, labels)
+    forces = _calibration(spread, length)
     return Metrics(
         n_structures=len(labels),
         n_dropped=sum(found.dropped.values()),
@@ -153,8 +166,12 @@ def evaluate(potential: Potential, frames: Sequence[Atoms], *, settings: TrainCo
         stress_mae_gpa=_mae(stress),
         stress_rmse_gpa=_rmse(stress),
         spread_mean_mev_per_atom=1e3 * float(result.energy_spreads.mean()),
-        spread_rank_correlation=correlation,
-        spread_worst_found=worst,
+        spread_rank_correlation=energies.correlation,
+        spread_worst_found=energies.worst_found,
+        spread_within=energies.within,
+        force_spread_mean_ev_per_a=float(spread.mean()) if spread.size else None,
+        force_spread_rank_correlation=forces.correlation,
+        force_spread_within=forces.within,
     )
 
 
@@ -178,12 +195,31 @@ def _rmse(difference: np.ndarray) -> float | None:
     return float(np.sqrt(np.square(difference).mean())) if difference.size else None
 
 
-def _calibration(spread: np.ndarray, error: np.ndarray, members: int) -> tuple[float | None, float | None]:
-    """Say how well the spread tells where the error is large."""
-    if members == 1 or len(error) < 10 or np.ptp(spread) == 0 or np.ptp(error) == 0:
-        return None, None
+def _force_spreads(result: Predictions, labels: Sequence[Label]) -> tuple[np.ndarray, np.ndarray]:
+    """Give spread and length of the error, eV/Å, of each force that is known and free; nothing for one member."""
+    spreads, lengths = [np.zeros(0)], [np.zeros(0)]
+    for label, force, spread in zip(labels, result.forces, result.force_spreads, strict=False):
+        if label.forces is not None:
+            free = spread > FIXED
+            spreads.append(spread[free])
+            lengths.append(np.linalg.norm(force - label.forces, axis=1)[free])
+    return np.concatenate(spreads), np.concatenate(lengths)
+
+
+class _Calibration(NamedTuple):
+    """How well spreads tell errors; None where that cannot be asked."""
+
+    correlation: float | None
+    worst_found: float | None
+    within: float | None
+
+
+def _calibration(spread: np.ndarray, error: np.ndarray) -> _Calibration:
+    """Say how well the spread tells where the error is large, and how large."""
+    if len(error) < 10 or np.ptp(spread) == 0 or np.ptp(error) == 0:
+        return _Calibration(None, None, None)
     ranks = [np.argsort(np.argsort(values)) for values in (spread, error)]
     correlation = float(np.asarray(np.corrcoef(ranks))[0, 1])
     n_worst = max(1, round(WORST * len(error)))
     uncertain, wrong = set(np.argsort(-spread)[:n_worst].tolist()), set(np.argsort(-error)[:n_worst].tolist())
-    return correlation, len(uncertain & wrong) / n_worst
+    return _Calibration(correlation, len(uncertain & wrong) / n_worst, float((error < spread).mean()))

@@ -30,6 +30,9 @@ PIECE_ATOMS = {"cpu": 512, "fused": 1024, "cuda": 65536}
 CLOSEST = 1e-3  # Å; distances are not taken smaller, so that coinciding atoms give large, finite numbers
 
 
+FIXED = 1e-5  # eV/Å; members that agree better do so by symmetry, and their spread says nothing
+
+
 @dataclass(slots=True)
 class Output:
     """What a potential says about a batch.
@@ -48,7 +51,7 @@ class Output:
         Calibrated standard deviation of the committee's energy per atom, shape (n_systems,), eV/atom;
         zero for one member.
     force_spread
-        Length of the standard deviation of the force, shape (n_atoms,), eV/Å; None unless it was asked for.
+        Length of the calibrated standard deviation of the force, shape (n_atoms,), eV/Å; None unless it was asked for.
     """
 
     energy: torch.Tensor
@@ -74,7 +77,7 @@ class Potential(nn.Module):
     Notes
     -----
     Its buffers hold what is set from data, not trained: reference energies (eV), energy scale (eV), whitening,
-    repulsion onsets (Å) and the factor that calibrates the spread.
+    repulsion onsets (Å) and the factors that calibrate the spreads of energies and of forces.
     """
 
     reference: torch.Tensor
@@ -101,7 +104,7 @@ class Potential(nn.Module):
         self.repulsion = Repulsion(numbers)
         self.register_buffer("reference", torch.zeros(n, dtype=torch.float64))
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
-        self.register_buffer("calibration", torch.ones((), dtype=torch.float64))
+        self.register_buffer("calibration", torch.ones(2, dtype=torch.float64))
         lookup = torch.full((119,), -1, dtype=torch.int64)
         lookup[numbers] = torch.arange(n)
         self.register_buffer("lookup", lookup, persistent=False)
@@ -286,18 +289,38 @@ class Potential(nn.Module):
             return members.new_zeros(graph.n_systems)
         totals = members.new_zeros((graph.n_systems, self.n_members)).index_add(0, graph.system, members)
         counts = torch.bincount(graph.system, minlength=graph.n_systems)
-        return totals.std(1) / counts * self.calibration
+        return totals.std(1) / counts * self.calibration[0]
 
     def _force_spread(self, graph: Graph, members: torch.Tensor) -> torch.Tensor:
         """Compute the length of the members' standard deviation of each force, eV/Å."""
         if self.n_members == 1:
             return members.new_zeros(graph.n_atoms).detach()
-        sums = members.sum(0)
-        forces = [
-            assemble(graph, torch.autograd.grad(sums[m], graph.vectors, retain_graph=m + 1 < self.n_members)[0])[0]
-            for m in range(self.n_members)
-        ]
-        return torch.stack(forces).var(0).sum(-1).sqrt() * self.calibration
+        return force_deviation(member_forces(graph, members)) * self.calibration[1]
+
+
+def member_forces(graph: Graph, members: torch.Tensor) -> torch.Tensor:
+    """Differentiate the energy of each member.
+
+    Parameters
+    ----------
+    graph
+        The neighbourhoods; its vectors require gradients.
+    members
+        What the potential made of them, shape (n_atoms, n_members), eV.
+
+    Returns
+    -------
+    torch.Tensor
+        Forces, shape (n_members, n_atoms, 3), eV/Å.
+    """
+    sums, last = members.sum(0), members.shape[1] - 1
+    gradients = [torch.autograd.grad(sums[m], graph.vectors, retain_graph=m < last)[0] for m in range(last + 1)]
+    return torch.stack([assemble(graph, gradient)[0] for gradient in gradients])
+
+
+def force_deviation(forces: torch.Tensor) -> torch.Tensor:
+    """Give the length of the members' standard deviation, shape (n_atoms,), of forces (n_members, n_atoms, 3)."""
+    return forces.var(0).sum(-1).sqrt()
 
 
 def assemble(graph: Graph, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

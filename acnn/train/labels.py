@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 CLOSEST_PAIR = 0.3  # Å; atoms nearer than this are a broken file, not physics
 REFERENCE_ROUNDS = 12
-BLOCK_PART = 0.05  # of all labels: a larger family is divided
+BLOCK_PART = 0.02  # of all labels: a larger family is divided
 BLOCK_SIZE = 4  # labels of one family that are never divided
 
 

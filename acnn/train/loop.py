@@ -19,7 +19,7 @@ from acnn.nn.potential import Potential
 from acnn.train.dataset import Dataset
 from acnn.train.labels import Label, LabelSet, family_blocks, read_labels, split_families
 from acnn.train.loss import RobustLoss, Weights, energy_trust, random_mixture, residuals
-from acnn.train.metrics import calibration_factor, measure
+from acnn.train.metrics import calibration_factors, measure
 from acnn.train.optimizer import Soap
 from acnn.train.prepare import set_onsets, set_references, set_whitening
 from acnn.train.restart import RunState, load_state, save_state
@@ -300,7 +300,8 @@ class _Run:
             for parameter, best in zip(self.parameters, self.state.best, strict=True):
                 parameter.copy_(best)
         potential, state = self.potential, self.state
-        potential.calibration.fill_(calibration_factor(potential, self.data, self.held, self.settings.batch_atoms))
+        factors = calibration_factors(potential, self.data, self.held, self.settings.batch_atoms)
+        potential.calibration.copy_(torch.tensor(factors))
         summary = {
             "n_train": len(self.kept),
             "n_held_out": len(self.held),
@@ -337,7 +338,7 @@ def default_steps(n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
         Optimiser steps.
     """
     batches = max(1, round(n_atoms / settings.batch_atoms))
-    steps = min(int(400 * batches**0.6), 40000)
+    steps = min(int(800 * batches**0.6), 40000)
     return max(150, steps // 4) if warm else steps
 
 

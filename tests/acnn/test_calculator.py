@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from acnn import checkpoint
 from acnn.batch import Batch
@@ -57,7 +58,27 @@ def test_evaluation_of_one_member_has_no_calibration(alloys):
     single = Potential(ModelConfig(members=1, n_radial=4, channels=2), ["Cu", "Au"])
     metrics = evaluate(single, alloys)
     assert metrics.spread_rank_correlation is None
+    assert metrics.force_spread_rank_correlation is None
     assert metrics.spread_mean_mev_per_atom == 0
+
+
+def test_evaluation_counts_errors_within_the_spread(alloys):
+    committee = Potential(ModelConfig(members=3, n_radial=4, channels=2), ["Cu", "Au"], seed=1)
+    exact = predict(committee, alloys, spread=True)
+    frames = []
+    for number, atoms in enumerate(alloys):  # errors of twice the spread in every fourth structure, else of half
+        size = 2.0 if number % 4 == 0 else 0.5
+        frame = atoms.copy()
+        energy = exact.energies[number] + size * len(atoms) * exact.energy_spreads[number]
+        push = np.zeros((len(atoms), 3))
+        push[:, 1] = size * exact.force_spreads[number]
+        frame.calc = SinglePointCalculator(frame, energy=energy, forces=exact.forces[number] + push)
+        frames.append(frame)
+    metrics = evaluate(committee, frames)
+    assert metrics.spread_within == 0.75
+    sizes = np.array([len(atoms) if len(atoms) > 1 else 0 for atoms in alloys])  # one atom feels no force
+    assert abs(metrics.force_spread_within - 1 + sizes[::4].sum() / sizes.sum()) < 1e-9
+    assert metrics.force_spread_rank_correlation > 0.3
 
 
 def test_torchsim_is_optional(monkeypatch):

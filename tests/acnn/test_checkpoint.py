@@ -23,7 +23,7 @@ def data() -> bytes:
 
 
 def with_header(**changes: object) -> bytes:
-    header = {"version": 1, "config": SMALL.model_dump(mode="json"), "elements": ["Mg"], **changes}
+    header = {"version": 2, "config": SMALL.model_dump(mode="json"), "elements": ["Mg"], **changes}
     return safetensors.torch.save({"x": torch.zeros(1)}, metadata={checkpoint.FORMAT: json.dumps(header)})
 
 
@@ -74,8 +74,16 @@ def test_cut_bytes_are_refused(data, kept):
 
 
 def test_newer_version_is_refused():
-    with pytest.raises(ModelError, match=r"format version 99 .written by acnn 9\.9., this program reads up to 1"):
+    with pytest.raises(ModelError, match=r"format version 99 .written by acnn 9\.9., this program reads up to 2"):
         checkpoint.loads(with_header(version=99, written_by="9.9"))
+
+
+def test_the_one_factor_of_version_1_calibrates_both_spreads(data):
+    potential = checkpoint.loads(data)
+    tensors = potential.state_dict() | {"calibration": torch.tensor(3.0, dtype=torch.float64)}
+    header = {"version": 1, "config": SMALL.model_dump(mode="json"), "elements": list(potential.elements)}
+    loaded = checkpoint.loads(safetensors.torch.save(tensors, metadata={checkpoint.FORMAT: json.dumps(header)}))
+    assert loaded.calibration.tolist() == [3.0, 3.0]
 
 
 def test_missing_tensors_and_unknown_settings_are_refused():

@@ -10,10 +10,12 @@ from acnn import checkpoint
 from acnn.config import ModelConfig, TrainConfig
 from acnn.errors import ConfigError, DataError, ModelError, NumericalError
 from acnn.evaluate import evaluate, predict
+from acnn.nn.potential import Potential
 from acnn.train import history_csv, train
 from acnn.train.labels import family_blocks, fit_references, read_labels, split_families
 from acnn.train.loop import _Run
 from acnn.train.loss import RobustLoss, random_mixture
+from acnn.train.metrics import calibration_factors
 
 SHAPE = {"n_radial": 6, "channels": 4, "mixed_channels": 4, "hidden": (16,), "l_max": 3, "members": 2}
 MODEL = ModelConfig(**SHAPE)
@@ -193,13 +195,31 @@ def test_a_dominant_family_is_divided_into_runs(alloys):
         frame.calc = alloys[0].calc
     labels = read_labels(frames, QUICK).labels
     blocks = np.array(family_blocks(labels))
-    assert np.bincount(blocks).tolist() == [10] * 18 + [4] * 5
+    assert np.bincount(blocks).tolist() == [4] * 50
     assert (np.diff(blocks) >= 0).all()
     for seed in range(20):
         held = split_families(labels, 0.1, np.random.default_rng(seed))[1]
-        assert 10 <= len(held) <= 20
+        assert len(held) == 20
         for block in np.unique(blocks[held]):
             assert set(np.flatnonzero(blocks == block)) <= set(held)
+
+
+def test_spreads_are_calibrated_on_what_was_held_out(alloys):
+    run = _Run(read_labels(alloys, QUICK), Potential(MODEL, ["Cu", "Au"], seed=3), QUICK, 0, warm=False)
+    wide = calibration_factors(run.potential, run.data, torch.arange(40), 64)
+    energy, force = [], []
+    for label in run.labels:
+        found = predict(run.potential, [label.atoms], spread=True)
+        energy.append(np.array([abs(found.energies[0] - label.energy) / len(label.atoms), found.energy_spreads[0]]))
+        lengths = np.linalg.norm(found.forces[0] - label.forces, axis=1)
+        if len(label.atoms) > 1:  # an atom alone in its cell feels no force
+            force.append(np.stack([lengths, found.force_spreads[0]], axis=1))
+    ratios = [np.quantile(np.vstack(pairs), 0.5, axis=0, method="lower") for pairs in (energy, force)]
+    # a normal distribution: half of the sizes are below 0.6745 standard deviations, in three dimensions below 0.888
+    expected = [float(error / spread / half) for (error, spread), half in zip(ratios, (0.6745, 0.888), strict=True)]
+    assert all(0.2 < value < 20 for value in expected)
+    np.testing.assert_allclose(wide, expected, rtol=0.01)
+    assert calibration_factors(run.potential, run.data, torch.arange(5), 64) == (1.0, 1.0)
 
 
 def test_references_ignore_wild_labels(alloys):
