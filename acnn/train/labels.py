@@ -14,7 +14,7 @@ from ase.units import GPa
 from acnn.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from ase import Atoms
 
@@ -25,7 +25,9 @@ logger = logging.getLogger(__name__)
 CLOSEST_PAIR = 0.3  # Å; atoms nearer than this are a broken file, not physics
 REFERENCE_ROUNDS = 12
 BLOCK_PART = 0.02  # of all labels: a larger family is divided
-BLOCK_SIZE = 4  # labels of one family that are never divided
+BLOCK_SIZE = 4  # neighbouring labels of one family that are never divided
+OWNED = 0.8  # part of the blocks that each committee member learns from
+HELD_NEW = 0.2  # part of the labels that are new to a potential that may be held out
 
 
 @dataclass(slots=True)
@@ -238,8 +240,8 @@ def energies_above_reference(labels: Sequence[Label]) -> np.ndarray:
     return excess
 
 
-def family_blocks(labels: Sequence[Label]) -> list[int]:
-    """Group labels that belong together: families, the dominant ones cut into runs of their own order.
+def family_blocks(labels: Sequence[Label]) -> list[str]:
+    """Name the blocks of labels that belong together: families, the dominant ones cut into runs of their own order.
 
     The frames of a simulation share a family; undivided, most of a data set could be held out, or be hidden from a
     committee member. Neighbouring frames are the most alike, so runs of them stay together.
@@ -252,20 +254,22 @@ def family_blocks(labels: Sequence[Label]) -> list[int]:
     Returns
     -------
     list
-        A block number for each label, from zero, in the order of first appearance.
+        The name of each label's block; labels that come later do not change it, unless their family becomes dominant.
     """
-    longest = max(BLOCK_SIZE, round(BLOCK_PART * len(labels)))
+    largest = max(BLOCK_SIZE, BLOCK_PART * len(labels))
+    sizes = Counter(label.family for label in labels)
     seen: Counter[str] = Counter()
-    numbers: dict[tuple[str, int], int] = {}
-    blocks = []
+    names = []
     for label in labels:
-        key = (label.family, seen[label.family] // longest)
+        run = seen[label.family] // BLOCK_SIZE if sizes[label.family] > largest else 0
         seen[label.family] += 1
-        blocks.append(numbers.setdefault(key, len(numbers)))
-    return blocks
+        names.append(f"{label.family}:{run}")
+    return names
 
 
-def split_families(labels: Sequence[Label], fraction: float, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+def split_families(
+    labels: Sequence[Label], fraction: float, rng: np.random.Generator, learned: Collection[int] = ()
+) -> tuple[list[int], list[int]]:
     """Divide labels into a training and a held-out part, whole blocks of a family at a time.
 
     Parameters
@@ -276,19 +280,54 @@ def split_families(labels: Sequence[Label], fraction: float, rng: np.random.Gene
         Part to hold out.
     rng
         Decides which blocks.
+    learned
+        Digests of the labels that the potential has learned already: they would not tell its errors, so only others
+        are held out, and at most a fifth of those.
 
     Returns
     -------
     tuple
         Numbers of the training and of the held-out labels; fewer than eight labels are all learned.
     """
-    wanted = round(fraction * len(labels))
+    new = np.array([label.digest not in learned for label in labels])
+    wanted = round(min(fraction * len(labels), HELD_NEW * new.sum()))
     if wanted == 0 or len(labels) < 8:
         return list(range(len(labels))), []
-    blocks = np.array(family_blocks(labels))
+    _, blocks = np.unique(family_blocks(labels), return_inverse=True)
     held = np.zeros(len(labels), dtype=bool)
     for block in rng.permutation(blocks.max() + 1):
-        chosen = blocks == block
+        chosen = (blocks == block) & new
         if not held.any() or held.sum() + chosen.sum() <= wanted:
             held |= chosen
     return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
+
+
+def ownership(labels: Sequence[Label], n_members: int) -> np.ndarray:
+    """Say which labels each committee member learns from: four fifths of the blocks.
+
+    It follows from the blocks' names alone, so that a member that did not learn a label does not learn it in a later
+    training either: else the members would forget to differ.
+
+    Parameters
+    ----------
+    labels
+        The labels.
+    n_members
+        Size of the committee.
+
+    Returns
+    -------
+    numpy.ndarray
+        Booleans, shape (n_labels, n_members); every label has an owner, and every member a label.
+    """
+    names = family_blocks(labels)
+    draws = {name: np.random.default_rng(_number(name)).random(n_members) for name in set(names)}
+    owners = np.array([draws[name] for name in names]) < OWNED
+    owners[owners.sum(1) == 0] = True
+    owners[:, owners.sum(0) == 0] = True
+    return owners
+
+
+def _number(name: str) -> int:
+    """Turn a name into a number that is the same in every process."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")

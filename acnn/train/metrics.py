@@ -61,7 +61,7 @@ def measure(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atom
 
 def calibration_factors(
     potential: Potential, data: Dataset, numbers: torch.Tensor, max_atoms: int
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """Find by what factors the committee's spreads must be multiplied to match the true errors.
 
     Parameters
@@ -79,10 +79,10 @@ def calibration_factors(
     -------
     tuple
         Of energies and of forces: ratio of the typical error to that of a normal distribution as wide as the typical
-        spread, between 0.2 and 20; 1 for one member, too few labels, or labels without forces.
+        spread, between 0.2 and 20; 1 where the labels do not say. None for one member or too few labels.
     """
     if potential.n_members == 1 or len(numbers) < FEWEST_TO_CALIBRATE:
-        return 1.0, 1.0
+        return None
     energies, forces = _Ratio(NORMAL_MEDIAN), _Ratio(VECTOR_MEDIAN)
     for chosen in data.epoch(numbers, max_atoms, torch.Generator().manual_seed(0)):
         graph, targets = data.batch(chosen)
