@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+WARM_PART = 0.29  # of the steps of a training from scratch, where one starts from a previous potential
 WARM_UP = 0.03  # of the training, during which the learning rate rises
 WARM_UP_STEPS = 30.0  # at least
 EXPLODED = 1e6  # a loss that no training recovers from; it starts at about one
@@ -344,7 +345,7 @@ def default_steps(n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
     """
     batches = max(1, round(n_atoms / settings.batch_atoms))
     steps = min(int(800 * batches**0.6), 40000)
-    return max(150, steps // 4) if warm else steps
+    return max(150, round(WARM_PART * steps)) if warm else steps
 
 
 def check_settings(settings: TrainConfig) -> None:
