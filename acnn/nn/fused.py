@@ -79,8 +79,14 @@ def kernel_for(potential: Potential, closest: float) -> Kernel | None:
         members=config.members,
         hidden=config.hidden,
     )
-    constants = {"closest": closest, "wall": WALL, "clamp": CLAMP, "zbl_weights": ZBL_WEIGHTS, "zbl_rates": ZBL_RATES}
-    return load_kernel(shape, tuple(constants.items()))
+    constants: dict[str, float | tuple[float, ...]] = {
+        "closest": closest,
+        "wall": WALL,
+        "clamp": CLAMP,
+        "zbl_weights": ZBL_WEIGHTS,
+        "zbl_rates": ZBL_RATES,
+    }
+    return load_kernel(shape, constants)
 
 
 class Fused:

@@ -1,25 +1,14 @@
-"""The descriptor and its gradient in C, compiled at first use where a C compiler is found.
-
-Nothing depends on it: without a compiler, or with ``ACNN_NATIVE=0`` in the environment, PyTorch does the same work.
-"""
+"""The compiled evaluation of a model: its weights as C reads them, and the call."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import logging
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from dataclasses import asdict, dataclass, fields
-from functools import cache
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+
+from acnn.compiled import load_library, pointer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,16 +16,9 @@ if TYPE_CHECKING:
     from acnn.batch import Batch
     from acnn.neighbors import Neighbors
 
-logger = logging.getLogger(__name__)
-
-OPTIONS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-shared", "-fPIC", "-std=gnu11")
-
 FUNCTIONS = {torch.float32: ("float", "sqrtf", "expf"), torch.float64: ("double", "sqrt", "exp")}
 
-SOURCES = ("kernel.c", "lanes.h", "network.h", "invariants.h", "neighborhood.h")
-
-TIMEOUT = 120.0
-"""Longest time that the compiler may take, s."""
+SOURCES = tuple(f"nn/kernel/{name}" for name in ("kernel.c", "lanes.h", "network.h", "invariants.h", "neighborhood.h"))
 
 
 @dataclass(frozen=True)
@@ -194,7 +176,7 @@ class Kernel:
             If the memory does not suffice.
         """
         sizes = (len(weights.table), len(weights.turns), len(weights.terms))
-        model = self._model(*sizes, *(_pointer(getattr(weights, field.name)) for field in fields(Weights)), *numbers)
+        model = self._model(*sizes, *(pointer(getattr(weights, field.name)) for field in fields(Weights)), *numbers)
         inputs = (
             batch.positions.double().contiguous(),
             batch.cells.double().contiguous(),
@@ -204,12 +186,12 @@ class Kernel:
             neighbors.shift.float().contiguous(),
             neighbors.mask.contiguous(),
         )
-        structures = _Structures(neighbors.index.shape[1], *map(_pointer, inputs))
+        structures = _Structures(neighbors.index.shape[1], *map(pointer, inputs))
         order = torch.argsort(species, stable=True)
         energies = weights.table.new_empty((batch.n_atoms, self.shape.members))
         forces = weights.table.new_zeros((batch.n_atoms, 3))
         virial = weights.table.new_zeros((batch.n_systems, 3, 3))
-        addresses = map(_pointer, (order, energies, forces, virial))
+        addresses = map(pointer, (order, energies, forces, virial))
         n_atoms = ctypes.c_int64(batch.n_atoms)
         if self._library.evaluate(ctypes.byref(model), ctypes.byref(structures), n_atoms, *addresses):
             raise MemoryError(f"no memory for {batch.n_atoms} atoms with up to {neighbors.index.shape[1]} neighbours")
@@ -225,8 +207,7 @@ class _Structures(ctypes.Structure):
     ]
 
 
-@cache
-def load_kernel(shape: Shape, constants: tuple[tuple[str, float | tuple[float, ...]], ...]) -> Kernel | None:
+def load_kernel(shape: Shape, constants: Mapping[str, float | tuple[float, ...]]) -> Kernel | None:
     """Compile and load the kernel for one shape of model, once.
 
     Parameters
@@ -234,60 +215,14 @@ def load_kernel(shape: Shape, constants: tuple[tuple[str, float | tuple[float, .
     shape
         What it is compiled for.
     constants
-        Names and values of further constants.
+        Further constants by name.
 
     Returns
     -------
     Kernel | None
         None where there is no compiler, or it is switched off.
     """
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if os.environ.get("ACNN_NATIVE") == "0" or compiler is None or shape.dtype not in FUNCTIONS:
+    if shape.dtype not in FUNCTIONS:
         return None
-    try:
-        library = ctypes.CDLL(str(_compiled(compiler, shape.defines(dict(constants)))))
-    except (OSError, subprocess.SubprocessError) as error:
-        logger.warning("the C kernel could not be built, PyTorch does its work: %s", error)
-        return None
-    return Kernel(library, shape)
-
-
-def _compiled(compiler: str, defines: list[str]) -> Path:
-    """Find the library in the user's cache, or build it there."""
-    sources = {name: resources.files("acnn.nn").joinpath("kernel", name).read_bytes() for name in SOURCES}
-    command = [compiler, *OPTIONS, *defines]
-    mark = hashlib.sha256(b"\n".join([*sources.values(), *(part.encode() for part in command), _processor()]))
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "acnn"
-    path = root / f"kernel-{mark.hexdigest()[:16]}.so"
-    if not path.exists():
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=root) as folder:
-            built = Path(folder) / "kernel.so"
-            for name, text in sources.items():
-                (Path(folder) / name).write_bytes(text)
-            subprocess.run(  # noqa: S603 - the compiler of the machine, on our own source
-                [*command, str(Path(folder) / SOURCES[0]), "-o", str(built), "-lm"],
-                check=True,
-                capture_output=True,
-                timeout=TIMEOUT,
-            )
-            built.replace(path)
-    return path
-
-
-def _processor() -> bytes:
-    """Tell processors with different instructions apart: a home folder may serve many machines."""
-    info = Path("/proc/cpuinfo")
-    flags = (
-        [line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))]
-        if info.exists()
-        else []
-    )
-    return (platform.machine() + platform.processor() + (flags[0] if flags else "")).encode()
-
-
-def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
-    """Give the address of a tensor's data."""
-    if not tensor.is_contiguous():
-        raise ValueError("expected a contiguous tensor")
-    return ctypes.c_void_p(tensor.data_ptr())
+    library = load_library(SOURCES, tuple(shape.defines(constants)))
+    return None if library is None else Kernel(library, shape)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from ase import Atoms
 
+from acnn import compiled
 from acnn.batch import Batch
 from acnn.config import ModelConfig
-from acnn.nn import native
 from acnn.nn import potential as potential_module
 from acnn.nn.fused import fused
 from acnn.nn.potential import CLOSEST, Output, Potential
@@ -96,23 +96,23 @@ def test_what_the_kernel_cannot_do_is_left_to_torch():
 
 def test_no_compiler_no_kernel(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CC", "no-such-compiler")
-    native.load_kernel.cache_clear()
+    compiled.load_library.cache_clear()
     try:
         potential = Potential(ModelConfig(members=1, dtype="float64"), ["Al", "Cu"], seed=3)
         assert fused(potential, CLOSEST) is None
         assert torch.isfinite(potential.compute(crystals(potential.dtype)).forces).all()
     finally:
-        native.load_kernel.cache_clear()
+        compiled.load_library.cache_clear()
 
 
 @needs_compiler
 def test_a_compiler_that_fails_is_told_and_replaced(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     monkeypatch.setenv("CC", "false")
-    native.load_kernel.cache_clear()
+    compiled.load_library.cache_clear()
     try:
         monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
         potential = Potential(ModelConfig(members=1, dtype="float64"), ["Al", "Cu"], seed=3)
         assert fused(potential, CLOSEST) is None
         assert "PyTorch does its work" in caplog.text
     finally:
-        native.load_kernel.cache_clear()
+        compiled.load_library.cache_clear()
