@@ -2,8 +2,8 @@
 
 Run: ``OMP_NUM_THREADS=1 python benchmarks/relax_stream.py --model FILE [--n 1000 100000] [--million] [--out FILE]``.
 Without a model, one is trained as in ``relax.py``. Each file holds 12-atom Al-Cu crystals (random; after the first ten
-thousand, those again with all atoms displaced) and is relaxed to the usual criterion by the command line in a process of
-its own, whose largest resident memory is read from the kernel. ``--million`` adds a file of a million crystals of two
+thousand, those again with all atoms displaced) and is relaxed to the usual criterion by the command line in a process
+of its own, whose largest resident memory is read from the kernel. ``--million`` adds a file of a million crystals of two
 atoms that are given three calls of the potential each: its length is what is tested there, not its minima.
 """
 
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,12 +76,13 @@ def measure(model: Path, n: int, atoms: int, settings: dict[str, Any], workers: 
             frame.info["number"] = number
             write(file, frame, format="extxyz")
     figures = run(model, source, out, settings, workers)
-    count = 0
+    count, statuses = 0, Counter[str]()
     for count, frame in enumerate(iread(out, index=":", format="extxyz"), 1):
         assert frame.info["number"] == count - 1, f"structure {count - 1} came back in another place"
-        assert frame.info["relax_status"] in {"converged", "unconverged", "unsafe"}
+        statuses[frame.info["relax_status"]] += 1
     assert count == n, f"{count} of {n} structures came back"
     figures |= {"structures": n, "atoms_each": atoms, "workers": workers, "settings": settings}
+    figures["statuses"] = dict(statuses)
     return figures | {"structures_per_cpu_second": n / figures["cpu_seconds"]}
 
 
