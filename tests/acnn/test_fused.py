@@ -33,15 +33,19 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def crystals(dtype: torch.dtype) -> Batch:
+def frames() -> list[Atoms]:
     """Random cells, some with atoms so close that they repel."""
     rng = np.random.default_rng(5)
-    frames = []
+    made = []
     for n in (1, 2, 5, 9, 20):
         cell = np.eye(3) * (14.0 * n) ** (1 / 3) + rng.normal(0, 0.4, (3, 3))
         kinds = [("Al", "Cu")[k] for k in rng.integers(0, 2, n)]
-        frames.append(Atoms(kinds, cell=cell, scaled_positions=rng.random((n, 3)), pbc=True))
-    return Batch.from_atoms(frames, dtype, "cpu")
+        made.append(Atoms(kinds, cell=cell, scaled_positions=rng.random((n, 3)), pbc=True))
+    return made
+
+
+def crystals(dtype: torch.dtype) -> Batch:
+    return Batch.from_atoms(frames(), dtype, "cpu")
 
 
 def recorded(potential: Potential, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> Output:
@@ -66,6 +70,19 @@ def test_compiled_and_recorded_gradients_agree(shape: str, dtype: str, monkeypat
     fast, slow = potential.compute(batch), recorded(potential, batch, monkeypatch)
     for name in ("energy", "forces", "stress", "atomic_energy", "energy_spread"):
         assert distance(getattr(fast, name), getattr(slow, name)) < TOLERANCE[dtype], name
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_no_atom_depends_on_the_rest_of_its_batch(dtype: str):
+    potential = Potential(ModelConfig(dtype=dtype), ["Al", "Cu"], seed=3)
+    together = potential.compute(crystals(potential.dtype))
+    for k, atoms in enumerate(frames()):
+        alone = potential.compute(Batch.from_atoms([atoms], potential.dtype))
+        chosen = crystals(potential.dtype).system == k
+        assert torch.equal(alone.atomic_energy, together.atomic_energy[chosen])
+        assert distance(alone.forces, together.forces[chosen]) < TOLERANCE[dtype]
+        assert distance(alone.stress[0], together.stress[k]) < TOLERANCE[dtype]
 
 
 @needs_compiler
