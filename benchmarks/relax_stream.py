@@ -1,6 +1,6 @@
 """Memory and throughput of `acnn relax` on files of growing length.
 
-Run: ``OMP_NUM_THREADS=1 python benchmarks/relax_stream.py --model FILE [--n 1000 10000 100000] [--million] [--out FILE]``.
+Run: ``OMP_NUM_THREADS=1 python benchmarks/relax_stream.py --model FILE [--n 1000 10000] [--million] [--out FILE]``.
 Without a model, one is trained as in ``relax.py``. Each file holds 12-atom Al-Cu crystals (random; after the first ten
 thousand, those again with all atoms displaced) and is relaxed to the usual criterion by the command line in a process
 of its own, whose largest resident memory is read from the kernel. ``--million`` adds a file of a million crystals of
