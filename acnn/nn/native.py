@@ -72,6 +72,7 @@ class Shape:
         """
         values = dict(zip(("REAL", "SQRT", "EXP"), FUNCTIONS[self.dtype], strict=True)) | asdict(self) | dict(constants)
         values |= {"n_hidden": len(self.hidden), "sizes": self.hidden, "widest": max(self.hidden, default=1)}
+        values["width"] = self.hidden[0] if self.hidden else 0
         del values["dtype"], values["hidden"]
         text = {name: ",".join(map(str, v)) if isinstance(v, tuple) else str(v) for name, v in values.items()}
         return [f"-D{name.upper()}={value}" for name, value in text.items()]

@@ -2,7 +2,8 @@
  * Vectors with one number of each of LANES atoms: everything here is done for so many atoms at a time, all in the cache.
  *
  * Compiled for one shape of model: REAL, N_RADIAL (functions), N_SPECIES (channels), L_MAX, CHANNELS, MIXED, FACTORS,
- * MEMBERS, N_HIDDEN (layers) and SIZES (their widths). Layouts of the weights are those of the PyTorch code.
+ * MEMBERS, N_HIDDEN (layers), SIZES (their widths), WIDTH (that of the first, or 0) and WIDEST. Layouts of the weights are
+ * those of the PyTorch code.
  */
 #include <math.h>
 #include <stdint.h>

@@ -1,12 +1,6 @@
 /* The fitting network of all members, and the gradient of their mean. */
 
-#define TILE 16
-#if N_HIDDEN
-static const int sizes[] = {SIZES, 1};
-#define WIDTH (sizes[0])
-#else
-#define WIDTH 0
-#endif
+#define TILE 16 /* sums kept in the registers */
 #define N_FIRST (MEMBERS * (1 + WIDTH))
 
 /* `count` sums of y = bias + W^T x from column h on. */
@@ -51,6 +45,8 @@ INLINE void dense_back(int n_in, int n_out, const REAL *weight, const V *y, V *x
 }
 
 #if N_HIDDEN
+static const int sizes[] = {SIZES, 1};
+
 /* 1 / (1 + exp(-x)): a power of two times the series of what is left. */
 INLINE V logistic(V x)
 {
