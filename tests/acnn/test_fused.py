@@ -25,8 +25,11 @@ SHAPES = {
     "two factors": {"max_factors": 2},
     "three factors": {"l_max": 2, "max_factors": 3},
     "scalars": {"l_max": 0},
+    "many elements": {"element_channels": 3, "members": 2, "hidden": (5, 9)},
     "odd": {"l_max": 3, "n_radial": 7, "channels": 5, "mixed_channels": 3, "element_channels": 1, "hidden": (8,)},
 }
+
+ELEMENTS = {"many elements": ["Mg", "Cu", "Si", "Al", "Au"]}
 
 needs_compiler = pytest.mark.skipif(
     fused(Potential(ModelConfig(members=1), ["Al"]), CLOSEST) is None, reason="no C compiler here"
@@ -62,7 +65,7 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("shape", list(SHAPES))
 def test_compiled_and_recorded_gradients_agree(shape: str, dtype: str, monkeypatch: pytest.MonkeyPatch):
-    potential = Potential(ModelConfig(dtype=dtype, **SHAPES[shape]), ["Al", "Cu"], seed=3)
+    potential = Potential(ModelConfig(dtype=dtype, **SHAPES[shape]), ELEMENTS.get(shape, ["Al", "Cu"]), seed=3)
     with torch.no_grad():
         potential.fitting.linear.normal_(generator=torch.Generator().manual_seed(0))
         potential.scale.fill_(1.7)
