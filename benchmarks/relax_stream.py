@@ -58,12 +58,12 @@ def read_statuses(path: Path) -> Counter[str]:
     return statuses
 
 
-def run(model: Path, source: Path, out: Path, settings: dict[str, Any], workers: int) -> dict[str, Any]:
+def run(model: Path, source: Path, out: Path, settings: dict[str, Any], workers: int, device: str) -> dict[str, Any]:
     """Relax a file with the command line; give its time and the largest memory of its process."""
     config = source.with_suffix(".json")
     config.write_text(json.dumps({"relax": settings}))
     command = [sys.executable, "-m", "acnn.cli", "relax", str(source), "--model", str(model), "--out", str(out)]
-    command += ["--config", str(config), "--workers", str(workers)]
+    command += ["--config", str(config), "--workers", str(workers), "--device", device]
     start = time.perf_counter()
     log = source.with_suffix(".log")
     with log.open("w") as file:
@@ -79,14 +79,22 @@ def run(model: Path, source: Path, out: Path, settings: dict[str, Any], workers:
     }
 
 
-def measure(model: Path, n: int, atoms: int, settings: dict[str, Any], workers: int, folder: Path) -> dict[str, Any]:
+def measure(
+    model: Path, n: int, atoms: int, settings: dict[str, Any], args: argparse.Namespace, folder: Path
+) -> dict[str, Any]:
     """Write a file of crystals, relax it, check that every structure came back in its place."""
     source, out = folder / "start.extxyz", folder / "relaxed.extxyz"
     write_many(source, n, atoms)
-    figures = run(model, source, out, settings, workers)
+    figures = run(model, source, out, settings, args.workers, args.device)
     statuses = read_statuses(out)
     assert statuses.total() == n, f"{statuses.total()} of {n} structures came back"
-    figures |= {"structures": n, "atoms_each": atoms, "workers": workers, "settings": settings}
+    figures |= {
+        "structures": n,
+        "atoms_each": atoms,
+        "workers": args.workers,
+        "device": args.device,
+        "settings": settings,
+    }
     figures["statuses"] = dict(statuses)
     return figures | {"structures_per_cpu_second": n / figures["cpu_seconds"]}
 
@@ -98,6 +106,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--million", action="store_true")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; there with --n 1000000")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     report: dict[str, Any] = {"machine": machine(), "runs": []}
@@ -108,7 +117,7 @@ def main() -> None:
         plan = [(n, SIZE, {"fmax": FMAX}) for n in args.n]
         plan += [(MILLION, 2, {"fmax": FMAX, "max_steps": 3})] if args.million else []
         for n, atoms, settings in plan:
-            report["runs"].append(measure(model, n, atoms, settings, args.workers, folder))
+            report["runs"].append(measure(model, n, atoms, settings, args, folder))
             print(json.dumps(report["runs"][-1]), flush=True)
     runs = [(run["structures"], run["cpu_seconds"]) for run in report["runs"] if run["atoms_each"] == SIZE]
     rates = [(n - m) / (t - s) for (m, s), (n, t) in pairwise(runs)]
