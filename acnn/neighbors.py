@@ -8,14 +8,24 @@ reduced first.
 
 from __future__ import annotations
 
+from ctypes import c_double, c_int64
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 
+from acnn.compiled import load_library, pointer
+
 if TYPE_CHECKING:
+    from ctypes import CDLL
+
     from acnn.batch import Batch
+
+SOURCES = ("neighbors.c",)
+
+FIRST_WIDTH = 64
+"""Neighbours of an atom for which there is room at first."""
 
 PAIRS_PER_BLOCK = {"cpu": 1 << 16, "cuda": 1 << 24}
 """Pairs of atoms handled at a time: keeps temporaries in the cache of a CPU, bounded on a GPU."""
@@ -81,12 +91,35 @@ def build_neighbors(batch: Batch, cutoff: float) -> Neighbors:
     -----
     Cost is in proportion to the number of neighbours plus the number of pairs of atoms within each structure.
     """
+    library = None if batch.positions.is_cuda else load_library(SOURCES)
+    if library is not None:
+        return _search_compiled(library, batch, cutoff)
     geometry = _Geometry(batch, cutoff)
     parts = [geometry.search(start, stop) for start, stop in geometry.blocks()]
     center = torch.cat([part[0] for part in parts])
     neighbor = torch.cat([part[1] for part in parts])
     shift = torch.cat([part[2] for part in parts])
     return _pad(center, neighbor, shift, batch)
+
+
+def _search_compiled(library: CDLL, batch: Batch, cutoff: float) -> Neighbors:
+    """Search atom by atom; again with longer rows, where the first guess was too short."""
+    n_atoms = batch.n_atoms
+    positions, cells = batch.positions.detach().double().contiguous(), batch.cells.detach().double().contiguous()
+    system, room = batch.system.contiguous(), torch.empty_like(positions)
+    counts = torch.empty(n_atoms, dtype=torch.int64)
+    slack = SLACK * torch.finfo(positions.dtype).eps
+    width, most = 0, FIRST_WIDTH
+    while width < most:
+        width = most
+        index = torch.empty((n_atoms, width), dtype=torch.int64)
+        shift = torch.empty((n_atoms, width, 3), dtype=torch.float32)
+        sizes = c_double(cutoff), c_double(slack), c_int64(width)
+        places = map(pointer, (room, index, shift, counts))
+        library.search(c_int64(n_atoms), pointer(positions), pointer(cells), pointer(system), *sizes, *places)
+        most = max(1, int(counts.max()))
+    index, shift = index[:, :most].contiguous(), shift[:, :most].to(batch.positions.dtype).contiguous()
+    return Neighbors(index, shift, torch.arange(most) < counts[:, None])
 
 
 class _Geometry:

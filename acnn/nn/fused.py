@@ -1,21 +1,23 @@
-"""Energies and forces on a CPU with every gradient of the descriptor written out, in compiled loops.
-
-The weights are read once (`Fused`); the fitting network stays with PyTorch, whose matrix products are as fast as any.
-"""
+"""Energies and forces on a CPU with every gradient written out, in compiled loops; the weights are read once."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
 
-from acnn.nn.native import Kernel, Place, Shape, Tables, load_kernel
+from acnn.nn.native import Kernel, Shape, Weights, load_kernel
+from acnn.nn.repulsion import CLAMP, WALL, ZBL_RATES, ZBL_WEIGHTS
 
 if TYPE_CHECKING:
-    from acnn.nn.graph import Graph
+    from acnn.batch import Batch
+    from acnn.neighbors import Neighbors
     from acnn.nn.potential import Potential
-    from acnn.nn.repulsion import Repulsion
+
+NEGLIGIBLE = 1e-9
+"""Coefficients of harmonics below this are rounding."""
 
 _READY: WeakKeyDictionary[Potential, tuple[tuple[int, ...], Fused]] = WeakKeyDictionary()
 
@@ -74,9 +76,17 @@ def kernel_for(potential: Potential, closest: float) -> Kernel | None:
         channels=config.channels,
         mixed=config.mixed_channels,
         factors=config.max_factors,
-        closest=closest,
+        members=config.members,
+        hidden=config.hidden,
     )
-    return load_kernel(shape)
+    constants: dict[str, float | tuple[float, ...]] = {
+        "closest": closest,
+        "wall": WALL,
+        "clamp": CLAMP,
+        "zbl_weights": ZBL_WEIGHTS,
+        "zbl_rates": ZBL_RATES,
+    }
+    return load_kernel(shape, constants)
 
 
 class Fused:
@@ -92,36 +102,51 @@ class Fused:
 
     def __init__(self, potential: Potential, kernel: Kernel) -> None:
         self._kernel = kernel
-        self._repulsion, self._fitting = potential.repulsion, potential.fitting
-        self._scale, self._cutoff, self._n_features = potential.scale, potential.cutoff, potential.embedding.n_features
-        self._n_members = potential.n_members
-        embedding, fitting = potential.embedding, potential.fitting
+        self._numbers = (potential.cutoff, float(potential.scale))
+        embedding, fitting, repulsion = potential.embedding, potential.fitting, potential.repulsion
         with torch.no_grad():
             species = embedding.species.detach()
-            self._table = (species if len(species) > 1 else torch.ones_like(species)).contiguous()
-            harmonics = [embedding.get_buffer(f"harmonic_{degree}") for degree in range(kernel.shape.l_max + 1)]
-            empty = species.new_zeros(0)
-            deep, terms, coefficients = empty, torch.zeros((0, 3), dtype=torch.int32), empty
+            turns, turn_values = _turns([embedding.get_buffer(f"harmonic_{k}") for k in range(kernel.shape.l_max + 1)])
+            none = species.new_zeros(0)
+            deep, terms, term_values = none, torch.zeros((0, 3), dtype=torch.int32), none
             if kernel.shape.factors > 2:
-                deep = torch.stack(list(embedding.deep)).contiguous()
+                deep = torch.stack(list(embedding.deep))
                 product, pair = torch.nonzero(embedding.coupling, as_tuple=True)
-                factors = (embedding.first[pair], embedding.second[pair], product)
-                terms = torch.stack(factors, dim=1).to(torch.int32).contiguous()
-                coefficients = embedding.coupling[product, pair].contiguous()
-            mixing = torch.stack(list(embedding.mixing)).contiguous()
-            flat = torch.cat([table.flatten() for table in harmonics])
-            self._tables = Tables(mixing, flat, deep, terms, coefficients)
-            self._weights = [weight.detach() for weight in fitting.weights]
+                terms = torch.stack([embedding.first[pair], embedding.second[pair], product], dim=1).to(torch.int32)
+                term_values = embedding.coupling[product, pair]
             first, offset = fitting.folded(potential.whitening)
-            self._first, self._offset = first.contiguous(), offset.contiguous()
+            biases = [*fitting.biases, species.new_zeros(kernel.shape.members)]
+            layers = [part.flatten() for pair in zip(fitting.weights, biases, strict=False) for part in pair]
+            weights = Weights(
+                table=species if len(species) > 1 else torch.ones_like(species),
+                mixing=torch.stack(list(embedding.mixing)),
+                turns=turns,
+                turn_values=turn_values,
+                deep=deep,
+                terms=terms,
+                term_values=term_values,
+                offset=offset,
+                first=first,
+                layers=torch.cat([none, *layers]),
+                onset=repulsion.onset,
+                charge=repulsion.charges,
+                length=repulsion.lengths,
+            )
+            self._weights = Weights(*(getattr(weights, f.name).detach().contiguous() for f in fields(Weights)))
 
-    def __call__(self, graph: Graph) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, batch: Batch, neighbors: Neighbors, species: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Compute the members' energies, and forces and virials of their mean.
 
         Parameters
         ----------
-        graph
-            Neighbourhoods.
+        batch
+            Structures.
+        neighbors
+            Their neighbours.
+        species
+            Position of each atom's element in the potential's list, shape (n_atoms,).
 
         Returns
         -------
@@ -129,83 +154,11 @@ class Fused:
             Energies of each atom, shape (n_atoms, n_members), eV; forces, shape (n_atoms, 3), eV/Å; derivative by
             strain, shape (n_systems, 3, 3), eV.
         """
-        vectors, index = graph.vectors.detach().contiguous(), graph.index.contiguous()
-        kernel, tables = self._kernel, self._tables
-        near = _Near(self._repulsion, graph, vectors, kernel.shape.closest)
-        place = Place(vectors, near.seen, index, graph.species, self._table, self._cutoff)
-        raw = kernel.density(place)
-        features = kernel.contract(raw, tables, self._n_features)
-        members, by_features = self._fit(features, graph.species)
-        by_vector, by_seen = kernel.density_back(place, kernel.contract_back(raw, tables, by_features))
-        if by_seen is not None:
-            by_vector = by_vector + near.pull_back(by_seen)
-            members = members + near.energy[:, None]
-        forces, virial = kernel.assemble(place, graph.system, graph.n_systems, by_vector)
-        return members, forces, virial
-
-    def _fit(self, features: torch.Tensor, species: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute the members' energies and the derivative of their mean by the features."""
-        rows = [torch.nonzero(species == element)[:, 0] for element in range(len(self._first))]
-        members = features.new_empty((len(features), self._n_members))
-        by_features = torch.empty_like(features)
-        for element, chosen in enumerate(rows):
-            if len(chosen):
-                everything = len(chosen) == len(features)
-                part = features if everything else features.index_select(0, chosen)
-                energies, derivative = self._fit_element(part, element)
-                members.index_copy_(0, chosen, energies)
-                by_features.index_copy_(0, chosen, derivative)
-        return members, by_features
-
-    def _fit_element(self, features: torch.Tensor, element: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Do the same for atoms of one element."""
-        fitting, n_atoms, n_members = self._fitting, len(features), self._n_members
-        share = self._scale / n_members
-        hidden = torch.addmm(self._offset[element], features, self._first[element])
-        energies = hidden[:, :n_members]
-        by_hidden = torch.empty_like(hidden)
-        by_hidden[:, :n_members] = share
-        if self._weights:
-            x = hidden[:, n_members:].view(n_atoms, n_members, -1).transpose(0, 1)
-            inputs = []
-            for layer, weight in enumerate(self._weights):
-                inputs.append(x)
-                x = torch.nn.functional.silu(x)
-                last = layer == len(fitting.biases)
-                x = torch.bmm(x, weight) if last else torch.baddbmm(fitting.biases[layer].detach(), x, weight)
-            energies = energies + x.squeeze(2).T
-            back = share.expand(n_members, n_atoms, 1)
-            for x, weight in zip(reversed(inputs), reversed(self._weights), strict=True):
-                back = torch.ops.aten.silu_backward(torch.bmm(back, weight.mT), x)
-            by_hidden[:, n_members:] = back.transpose(0, 1).reshape(n_atoms, -1)
-        return energies * self._scale, by_hidden @ self._first[element].T
+        return self._kernel.evaluate(self._weights, batch, neighbors, species, self._numbers)
 
 
-class _Near:
-    """The repulsion, where any two atoms are close enough to feel it."""
-
-    def __init__(self, repulsion: Repulsion, graph: Graph, vectors: torch.Tensor, closest: float) -> None:
-        self._vectors = vectors
-        self.seen: torch.Tensor | None = None
-        square = vectors.square().sum(-1)
-        reach = float(repulsion.onset.max())
-        if float(square.min()) >= reach * reach:
-            return
-        self._distances = square.clamp(min=closest**2).sqrt()
-        self._pairs = torch.nonzero(square < reach * reach, as_tuple=True)
-        atoms = self._pairs[0]
-        first, second = graph.species[atoms, None], graph.species[graph.index[self._pairs]][:, None]
-        with torch.enable_grad():
-            self._leaf = self._distances[self._pairs][:, None].requires_grad_()
-            self._energy = repulsion(self._leaf, first, second)
-            self._softened = repulsion.soften(self._leaf, repulsion.onset[first, second])
-        self.seen = self._distances.index_put(self._pairs, self._softened.detach()[:, 0])
-        self.energy = vectors.new_zeros(len(vectors)).index_add(0, atoms, self._energy.detach())
-
-    def pull_back(self, by_seen: torch.Tensor) -> torch.Tensor:
-        """Give the derivative by the vectors of repulsion and softened distances, shape (n_atoms, K, 3)."""
-        with torch.enable_grad():
-            total = self._energy.sum() + (self._softened[:, 0] * by_seen[self._pairs]).sum()
-            (by_leaf,) = torch.autograd.grad(total, self._leaf)
-        by_distance = by_seen.index_put(self._pairs, by_leaf[:, 0])
-        return (by_distance / self._distances)[:, :, None] * self._vectors
+def _turns(tables: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """List what turns monomials into harmonics: pairs of harmonic and monomial, shape (n, 2), and coefficients."""
+    table: torch.Tensor = torch.block_diag(*tables)  # type: ignore[no-untyped-call]  # torch leaves it so
+    monomial, harmonic = torch.nonzero(table.T.abs() > NEGLIGIBLE, as_tuple=True)
+    return torch.stack([harmonic, monomial], dim=1).to(torch.int32), table[harmonic, monomial]

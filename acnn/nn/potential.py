@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from acnn.batch import Batch
     from acnn.config import ModelConfig
 
-PIECE_ATOMS = {"cpu": 512, "fused": 1024, "cuda": 65536}
-"""Atoms evaluated together: what a CPU caches, what hides overhead in its fused form, what fills a GPU."""
+PIECE_ATOMS = {"cpu": 512, "cuda": 65536}
+"""Atoms evaluated together: what a CPU caches, what fills a GPU."""
 
 CLOSEST = 1e-3  # Å; distances are not taken smaller, so that coinciding atoms give large, finite numbers
 
@@ -227,35 +227,28 @@ class Potential(nn.Module):
         if neighbors is None:
             neighbors = build_neighbors(batch, self.cutoff)
         fast = None if spread else fused(self, CLOSEST)
-        limit = PIECE_ATOMS["cuda" if batch.positions.is_cuda else "cpu" if fast is None else "fused"]
+        if fast is not None:
+            return self._output(species, batch.system, batch.cells, *fast(batch, neighbors, species))
+        limit = PIECE_ATOMS["cuda" if batch.positions.is_cuda else "cpu"]
         counts: list[int] = torch.bincount(batch.system, minlength=batch.n_systems).tolist()
         starts = [0]
         for count in counts:
             starts.append(starts[-1] + count)
         parts = []
         for begin, end in system_pieces(counts, limit):
-            atoms = slice(starts[begin], starts[end])
-            graph = self._graph(batch, neighbors, species, (atoms, slice(begin, end)), dense=fast is None)
-            if fast is None:
-                parts.append(self._evaluate(graph, batch.cells[begin:end], spread=spread))
-            else:
-                parts.append(self._output(graph, batch.cells[begin:end], *fast(graph)))
+            graph = self._graph(batch, neighbors, species, slice(starts[begin], starts[end]), slice(begin, end))
+            parts.append(self._evaluate(graph, batch.cells[begin:end], spread=spread))
         return _join(parts)
 
-    def _graph(
-        self, batch: Batch, neighbors: Neighbors, species: torch.Tensor, piece: tuple[slice, slice], *, dense: bool
-    ) -> Graph:
-        """Cut out whole structures, given by their atoms and numbers; dense: without columns of padding."""
-        atoms, systems = piece
+    def _graph(self, batch: Batch, neighbors: Neighbors, species: torch.Tensor, atoms: slice, systems: slice) -> Graph:
+        """Cut out whole structures, given by their atoms and numbers."""
         with torch.no_grad():
             index, positions = neighbors.index[atoms], batch.positions
             system = batch.system[atoms]
             vectors = torch.bmm(neighbors.shift[atoms].to(positions.dtype), batch.cells[system])
             vectors = vectors + positions[index] - positions[atoms][:, None, :]
             vectors = pad_vectors(vectors, neighbors.mask[atoms], self.cutoff).to(self.dtype)
-            index = index - atoms.start
-            if dense:
-                vectors, index = compact(vectors, index, self.cutoff)
+            vectors, index = compact(vectors, index - atoms.start, self.cutoff)
             return Graph(vectors, index, species[atoms], system - systems.start, systems.stop - systems.start)
 
     def _evaluate(self, graph: Graph, cells: torch.Tensor, *, spread: bool) -> Output:
@@ -264,31 +257,37 @@ class Potential(nn.Module):
         with torch.enable_grad():
             members = self(graph)
             gradient = torch.autograd.grad(members.sum(), graph.vectors, retain_graph=spread)[0] / self.n_members
-        output = self._output(graph, cells, members.detach(), *assemble(graph, gradient))
+        output = self._output(graph.species, graph.system, cells, members.detach(), *assemble(graph, gradient))
         if spread:
             output.force_spread = self._force_spread(graph, members)
         return output
 
     def _output(
-        self, graph: Graph, cells: torch.Tensor, members: torch.Tensor, forces: torch.Tensor, virial: torch.Tensor
+        self,
+        species: torch.Tensor,
+        system: torch.Tensor,
+        cells: torch.Tensor,
+        members: torch.Tensor,
+        forces: torch.Tensor,
+        virial: torch.Tensor,
     ) -> Output:
         """Sum the members' energies, add the references, and turn virials into stresses."""
         exact = members.double()
-        atomic = exact.mean(1) + self.reference[graph.species]
+        atomic = exact.mean(1) + self.reference[species]
         return Output(
-            atomic.new_zeros(graph.n_systems).index_add(0, graph.system, atomic),
+            atomic.new_zeros(len(cells)).index_add(0, system, atomic),
             forces.to(cells.dtype),
             virial.to(cells.dtype) / torch.linalg.det(cells).abs()[:, None, None],
             atomic,
-            self._energy_spread(graph, exact),
+            self._energy_spread(system, len(cells), exact),
         )
 
-    def _energy_spread(self, graph: Graph, members: torch.Tensor) -> torch.Tensor:
+    def _energy_spread(self, system: torch.Tensor, n_systems: int, members: torch.Tensor) -> torch.Tensor:
         """Compute the calibrated standard deviation over the members, eV/atom."""
         if self.n_members == 1:
-            return members.new_zeros(graph.n_systems)
-        totals = members.new_zeros((graph.n_systems, self.n_members)).index_add(0, graph.system, members)
-        counts = torch.bincount(graph.system, minlength=graph.n_systems)
+            return members.new_zeros(n_systems)
+        totals = members.new_zeros((n_systems, self.n_members)).index_add(0, system, members)
+        counts = torch.bincount(system, minlength=n_systems)
         return totals.std(1) / counts * self.calibration[0]
 
     def _force_spread(self, graph: Graph, members: torch.Tensor) -> torch.Tensor:

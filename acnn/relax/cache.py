@@ -83,13 +83,15 @@ class NeighborCache:
         stale = ~self.valid[rows] | self._moved(rows, geometry, present)
         if bool(stale.any()):
             self._search(rows, geometry, present, batch, stale)
-        counts = self.counts[rows][present]
+        atoms = torch.arange(present.shape[1], device=rows.device)
+        place = (rows[:, None] * self.positions.shape[1] + atoms)[present]
+        counts = self.counts.flatten()[place]
         width = max(1, int(counts.max()))
         first = torch.cumsum(present.sum(1), 0) - present.sum(1)
         mask = torch.arange(width, device=counts.device) < counts[:, None]
-        index = self.index[rows, :, :width][present] + first[batch.system][:, None]
+        index = self.index.flatten(0, 1)[place, :width] + first[batch.system][:, None]
         own = torch.arange(batch.n_atoms, device=counts.device)[:, None]
-        return Neighbors(torch.where(mask, index, own), self.shift[rows, :, :width][present], mask)
+        return Neighbors(torch.where(mask, index, own), self.shift.flatten(0, 1)[place, :width], mask)
 
     def _moved(self, rows: torch.Tensor, geometry: Geometry, present: torch.Tensor) -> torch.Tensor:
         """Tell which structures may have neighbours that are not in their list, shape (n,)."""

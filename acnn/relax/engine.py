@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 RETRIES = 5
 """Steps of a structure that may end beyond a limit, and be shortened, before it counts as unsafe."""
 
-CPU_ATOMS = 2048
+CPU_ATOMS = 4096
 """Atoms in flight on a CPU: enough to hide the overhead of a step."""
 
 CUDA_ATOMS = 500_000

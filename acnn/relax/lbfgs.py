@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from ctypes import c_double, c_int64
+from typing import TYPE_CHECKING
+
 import torch
+
+from acnn.compiled import load_library, pointer
+
+if TYPE_CHECKING:
+    from ctypes import CDLL
+
+SOURCES = ("relax/lbfgs.c",)
 
 
 class History:
@@ -96,6 +106,9 @@ class History:
         torch.Tensor
             Steps, shape (n, width), Å.
         """
+        library = None if gradient.is_cuda else load_library(SOURCES)
+        if library is not None:
+            return self._direction_compiled(library, rows, gradient, first)
         depth = min(self.length, int(self.head[rows].max())) if rows.numel() else 0
         vector = -gradient
         weights = []
@@ -109,4 +122,15 @@ class History:
         vector = vector * torch.where(gamma > 0, gamma, torch.full_like(gamma, first))[:, None]
         for step, change, rho, weight in reversed(weights):
             vector = vector + (weight - rho * (change * vector).sum(1))[:, None] * step
+        return vector
+
+    def _direction_compiled(
+        self, library: CDLL, rows: torch.Tensor, gradient: torch.Tensor, first: float
+    ) -> torch.Tensor:
+        """Do the same structure by structure."""
+        vector = gradient.neg().contiguous()
+        rows, room = rows.contiguous(), vector.new_empty(self.length)
+        sizes = (c_int64(size) for size in (len(rows), self.length, self.steps.shape[2]))
+        history = map(pointer, (rows, self.steps, self.changes, self.rho, self.head, self.gamma))
+        library.direction(*sizes, *history, c_double(first), pointer(room), pointer(vector))
         return vector

@@ -71,7 +71,7 @@ def annotated(result: Relaxed, pressure_gpa: float) -> Atoms:
     atoms: Atoms = result.atoms.copy()
     atoms.info |= {
         "relax_status": result.status.value,
-        "relax_reason": result.reason,
+        "relax_reason": result.reason or "none",  # extxyz cannot hold empty text
         "relax_steps": result.n_steps,
         "fmax": result.fmax,
         "stress_residual_gpa": result.stress_residual_gpa,

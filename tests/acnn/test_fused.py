@@ -9,9 +9,9 @@ import pytest
 import torch
 from ase import Atoms
 
+from acnn import compiled
 from acnn.batch import Batch
 from acnn.config import ModelConfig
-from acnn.nn import native
 from acnn.nn import potential as potential_module
 from acnn.nn.fused import fused
 from acnn.nn.potential import CLOSEST, Output, Potential
@@ -25,23 +25,30 @@ SHAPES = {
     "two factors": {"max_factors": 2},
     "three factors": {"l_max": 2, "max_factors": 3},
     "scalars": {"l_max": 0},
+    "many elements": {"element_channels": 3, "members": 2, "hidden": (5, 9)},
     "odd": {"l_max": 3, "n_radial": 7, "channels": 5, "mixed_channels": 3, "element_channels": 1, "hidden": (8,)},
 }
+
+ELEMENTS = {"many elements": ["Mg", "Cu", "Si", "Al", "Au"]}
 
 needs_compiler = pytest.mark.skipif(
     fused(Potential(ModelConfig(members=1), ["Al"]), CLOSEST) is None, reason="no C compiler here"
 )
 
 
-def crystals(dtype: torch.dtype) -> Batch:
+def frames() -> list[Atoms]:
     """Random cells, some with atoms so close that they repel."""
     rng = np.random.default_rng(5)
-    frames = []
+    made = []
     for n in (1, 2, 5, 9, 20):
         cell = np.eye(3) * (14.0 * n) ** (1 / 3) + rng.normal(0, 0.4, (3, 3))
         kinds = [("Al", "Cu")[k] for k in rng.integers(0, 2, n)]
-        frames.append(Atoms(kinds, cell=cell, scaled_positions=rng.random((n, 3)), pbc=True))
-    return Batch.from_atoms(frames, dtype, "cpu")
+        made.append(Atoms(kinds, cell=cell, scaled_positions=rng.random((n, 3)), pbc=True))
+    return made
+
+
+def crystals(dtype: torch.dtype) -> Batch:
+    return Batch.from_atoms(frames(), dtype, "cpu")
 
 
 def recorded(potential: Potential, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> Output:
@@ -58,7 +65,7 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("shape", list(SHAPES))
 def test_compiled_and_recorded_gradients_agree(shape: str, dtype: str, monkeypatch: pytest.MonkeyPatch):
-    potential = Potential(ModelConfig(dtype=dtype, **SHAPES[shape]), ["Al", "Cu"], seed=3)
+    potential = Potential(ModelConfig(dtype=dtype, **SHAPES[shape]), ELEMENTS.get(shape, ["Al", "Cu"]), seed=3)
     with torch.no_grad():
         potential.fitting.linear.normal_(generator=torch.Generator().manual_seed(0))
         potential.scale.fill_(1.7)
@@ -66,6 +73,19 @@ def test_compiled_and_recorded_gradients_agree(shape: str, dtype: str, monkeypat
     fast, slow = potential.compute(batch), recorded(potential, batch, monkeypatch)
     for name in ("energy", "forces", "stress", "atomic_energy", "energy_spread"):
         assert distance(getattr(fast, name), getattr(slow, name)) < TOLERANCE[dtype], name
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_no_atom_depends_on_the_rest_of_its_batch(dtype: str):
+    potential = Potential(ModelConfig(dtype=dtype), ["Al", "Cu"], seed=3)
+    together = potential.compute(crystals(potential.dtype))
+    for k, atoms in enumerate(frames()):
+        alone = potential.compute(Batch.from_atoms([atoms], potential.dtype))
+        chosen = crystals(potential.dtype).system == k
+        assert torch.equal(alone.atomic_energy, together.atomic_energy[chosen])
+        assert distance(alone.forces, together.forces[chosen]) < TOLERANCE[dtype]
+        assert distance(alone.stress[0], together.stress[k]) < TOLERANCE[dtype]
 
 
 @needs_compiler
@@ -96,23 +116,23 @@ def test_what_the_kernel_cannot_do_is_left_to_torch():
 
 def test_no_compiler_no_kernel(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CC", "no-such-compiler")
-    native.load_kernel.cache_clear()
+    compiled.load_library.cache_clear()
     try:
         potential = Potential(ModelConfig(members=1, dtype="float64"), ["Al", "Cu"], seed=3)
         assert fused(potential, CLOSEST) is None
         assert torch.isfinite(potential.compute(crystals(potential.dtype)).forces).all()
     finally:
-        native.load_kernel.cache_clear()
+        compiled.load_library.cache_clear()
 
 
 @needs_compiler
 def test_a_compiler_that_fails_is_told_and_replaced(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     monkeypatch.setenv("CC", "false")
-    native.load_kernel.cache_clear()
+    compiled.load_library.cache_clear()
     try:
         monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
         potential = Potential(ModelConfig(members=1, dtype="float64"), ["Al", "Cu"], seed=3)
         assert fused(potential, CLOSEST) is None
         assert "PyTorch does its work" in caplog.text
     finally:
-        native.load_kernel.cache_clear()
+        compiled.load_library.cache_clear()

@@ -17,6 +17,16 @@ CUTOFF = 5.0  # Å
 DISTANCE_TOLERANCE = 1e-9  # Å, rounding of float64
 
 
+@pytest.fixture(autouse=True, params=["compiled", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Search in C and by PyTorch."""
+    if request.param == "torch":
+        monkeypatch.setattr(neighbors_module, "load_library", lambda _: None)
+    elif neighbors_module.load_library(neighbors_module.SOURCES) is None:
+        pytest.skip("no C compiler here")
+    return str(request.param)
+
+
 def random_crystal(rng: np.random.Generator, n_atoms: int, *, skew: float = 0.0, flat: float = 1.0) -> Atoms:
     """Make a random cell of about 15 Å^3 per atom; skew adds multiples of vectors, flat squeezes one."""
     cell = np.eye(3) * (15.0 * n_atoms) ** (1 / 3) + rng.normal(0, 0.5, (3, 3))
@@ -77,6 +87,7 @@ def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch):
     batch = Batch.from_atoms(nasty_frames(), torch.float64)
     whole = build_neighbors(batch, CUTOFF)
     monkeypatch.setattr(neighbors_module, "PAIRS_PER_BLOCK", {"cpu": 50, "cuda": 50})
+    monkeypatch.setattr(neighbors_module, "FIRST_WIDTH", 3)
     cut = build_neighbors(batch, CUTOFF)
     assert torch.equal(whole.index, cut.index)
     assert torch.equal(whole.shift, cut.shift)
@@ -91,6 +102,25 @@ def test_vectors_have_the_distances_of_ase():
     expected = neighbor_list("d", atoms, CUTOFF)
     assert np.allclose(np.sort(distances.numpy()), np.sort(expected), atol=DISTANCE_TOLERANCE)
     assert (found.vectors(batch)[~found.mask] == 0).all()
+
+
+def test_both_ways_find_the_same(monkeypatch: pytest.MonkeyPatch):
+    batch = Batch.from_atoms(nasty_frames(), torch.float64)
+    one = build_neighbors(batch, CUTOFF)
+    monkeypatch.setattr(neighbors_module, "load_library", lambda _: None)
+    other = build_neighbors(batch, CUTOFF)
+    assert torch.equal(one.index, other.index)
+    assert torch.equal(one.shift, other.shift)
+
+
+def test_numbers_that_are_none_end_the_search(way: str):
+    if way == "torch":
+        pytest.skip("only loops could run for ever")
+    atoms = random_crystal(np.random.default_rng(4), 3)
+    atoms.positions[1, 0] = np.nan
+    atoms.positions[2, 0] = 1e200
+    found = build_neighbors(Batch.from_atoms([atoms], torch.float64), CUTOFF)
+    assert not (found.index[0][found.mask[0]] == 1).any()
 
 
 def test_isolated_atom_has_only_padding():

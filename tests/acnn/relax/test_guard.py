@@ -11,13 +11,14 @@ from analytic import Morse, Output, random_crystals
 from ase import Atoms
 from ase.neighborlist import neighbor_list
 
+from acnn.batch import Batch
 from acnn.config import RelaxConfig
 from acnn.errors import ConfigError, DataError, NumericalError
-from acnn.relax import FailureReason, Relaxed, RelaxStatus, relax
+from acnn.neighbors import build_neighbors
+from acnn.relax import FailureReason, Relaxed, RelaxStatus, guard, relax
 from acnn.relax.guard import distance_table
 
 if TYPE_CHECKING:
-    from acnn.batch import Batch
     from acnn.neighbors import Neighbors
 
 
@@ -49,6 +50,19 @@ class Spoiled(Morse):
         output.energy = torch.where(has_hydrogen, torch.nan, output.energy)
         output.forces = torch.where(has_hydrogen[batch.system, None], torch.nan, output.forces)
         return output
+
+
+def test_distances_are_judged_alike_in_c_and_by_torch(monkeypatch: pytest.MonkeyPatch):
+    frames = [*random_crystals(3, 5, (1, 9)), Atoms("H", cell=np.eye(3) * 20, pbc=True), with_hydrogen()]
+    batch = Batch.from_atoms(frames, torch.float64)
+    neighbors = build_neighbors(batch, 4.0)
+    batch.positions[1] = torch.nan
+    table = torch.as_tensor(distance_table(None))
+    compiled = guard.closest_ratio(batch, neighbors, table)
+    monkeypatch.setattr(guard, "load_library", lambda _: None)
+    assert torch.allclose(compiled, guard.closest_ratio(batch, neighbors, table))
+    assert compiled[batch.system[1]] == 0
+    assert compiled[5] == torch.inf
 
 
 def with_hydrogen() -> Atoms:

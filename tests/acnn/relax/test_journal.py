@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import pytest
 from analytic import Morse, random_crystals
 
 from acnn.config import RelaxConfig
-from acnn.errors import ConfigError, DataError
-from acnn.relax import relax
+from acnn.errors import ConfigError, DataError, NumericalError
+from acnn.relax import parallel, relax
 from acnn.relax.guard import distance_table
 from acnn.relax.parallel import relax_parallel
 from acnn.relax.pool import Job
@@ -79,6 +80,20 @@ def test_two_processes_give_what_one_gives():
     for a, b in zip(one, two, strict=True):
         assert b.n_steps == a.n_steps
         assert b.enthalpy == pytest.approx(a.enthalpy, abs=1e-9)
+
+
+class Fatal(Morse):
+    """Ends its process."""
+
+    def compute(self, *_: object) -> NoReturn:
+        """Die as a process does that the system kills."""
+        os._exit(3)
+
+
+def test_a_process_that_dies_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parallel, "PATIENCE", 0.1)
+    with pytest.raises(NumericalError, match="exit code 3"):
+        list(relax(random_crystals(8, 3, (2, 4)), Fatal(), SETTINGS, pressure_gpa=0.0, workers=2))
 
 
 def test_an_error_in_a_process_reaches_the_caller():
