@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -168,6 +169,8 @@ def twelve(arguments: argparse.Namespace) -> dict[str, Any]:
     for name, elements, formula, pressure in (
         ("Si12", ("Si",), "Si12", 0.0),
         ("Mg6O6", ("Mg", "O"), "Mg6O6", 0.0),
+        ("Ti4O8", ("Ti", "O"), "Ti4O8", 0.0),
+        ("BePN4O6", ("Be", "P", "N", "O"), "BePN4O6", 0.0),
         ("MgCaH10 at 200 GPa", ("Mg", "Ca", "H"), "MgCaH10", 200.0),
     ):
         knowledge = Knowledge.initial(elements, pressure)
@@ -265,11 +268,19 @@ def _letters(atoms: Atoms) -> str:
     return " ".join(f"{symbol}{n}{letter}" for symbol, n, letter in names)
 
 
-def machine() -> dict[str, Any]:
-    """Describe where this ran."""
+def run() -> dict[str, Any]:
+    """Describe what ran where; paths of this machine are left out of the command."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    secret = {"--peer-python": "PYTHON", "--kept": "FOLDER", "--out": "FILE"}
+    command = [secret.get(before, word) for before, word in zip(["", *words], words, strict=False)]
+    describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(describe, capture_output=True, text=True, check=True, cwd=HERE)  # noqa: S603 - fixed words
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     return {
+        "command": " ".join(["python", f"benchmarks/{command[0]}", *command[1:]]),
+        "commit": commit.stdout.strip(),
+        "date": time.strftime("%Y-%m-%d"),
         "cpu": model,
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
@@ -298,7 +309,7 @@ def main() -> None:
         filler(number)  # tables are derived once per process; not part of the rates
     results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for name in arguments.sections.split(","):
-        results[name] = {"machine": machine(), "result": SECTIONS[name](arguments)}
+        results[name] = {"run": run(), "result": SECTIONS[name](arguments)}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -1,11 +1,13 @@
 """Find the structures of ten real alloys among generated and relaxed crystals, against PyXtal's: success curves.
 
-Usage: python benchmarks/generate_success.py --peer-python PYTHON [--n 150] [--seeds 10]
+Usage: python benchmarks/generate_success.py --peer-python PYTHON [--seeds 10] [--n 20] [--kept FOLDER]
 
 The reference potential is the effective medium theory of ASE (K. W. Jacobsen et al., Surf. Sci. 366, 394 (1996)),
-evaluated for many crystals at once and checked against ASE's own in the same run. Both generators get the same
-compositions, space groups, volumes and least distances and the crystals are relaxed by the same code. A seed is one
-block of consecutive requests; its success after k requests is whether the known structure was among them.
+evaluated for many crystals at once and checked against ASE's own in the same run. For every compound and seed both
+generators answer the same requests: contents, space group, volume, least distances. All crystals are relaxed by the
+same code. A seed succeeds after k crystals if the known structure is among the first k that were made and relaxed; a
+request that a generator refuses costs it no relaxation. PyXtal's crystals take minutes and are kept in FOLDER. Once
+more without pushing atoms apart: `unpushed`, as PyXtal does it.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import numpy as np
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT, beta
-from generate import machine, ours, requests_for, theirs
+from generate import ours, requests_for, run, theirs
 from numpy.typing import NDArray
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core.composition import Composition
@@ -48,6 +50,8 @@ STEPS = 150
 LIST_EVERY = 5
 SKIN = 0.5  # Å
 FMAX = 0.03  # eV/Å, also for the strain gradient per atom
+UNPUSHED = {"unpushed_attempts": 400, "max_attempts": 400}
+PATIENCE = 3600.0  # s for all crystals of one compound by the peer
 ENERGY_WINDOW = 0.01  # eV/atom around the known structure within which crystals are compared with it
 
 
@@ -204,20 +208,21 @@ def hits(crystals: list[Atoms], elements: tuple[str, ...], target: Atoms, refere
     return found
 
 
-def curve(indices: list[int], found: list[bool], asked: int, block: int) -> dict[str, Any]:
-    """Turn hits into the share of seeds, blocks of requests, that succeeded after each number of requests."""
-    seeds = asked // block
+def curve(indices: list[int], found: list[bool], seeds: int, n: int) -> dict[str, Any]:
+    """Turn hits into the share of seeds, blocks of ``n`` requests, that succeeded after each number of crystals."""
     first = np.full(seeds, np.inf)
-    for index, hit in zip(indices, found, strict=True):
-        if hit and index // block < seeds:
-            first[index // block] = min(first[index // block], index % block)
+    relaxed = np.zeros(seeds, dtype=int)
+    for index, hit in sorted(zip(indices, found, strict=True)):
+        seed = index // n
+        relaxed[seed] += 1
+        if hit:
+            first[seed] = min(first[seed], relaxed[seed])
     return {
-        "asked": asked,
-        "made": len(found),
+        "asked": seeds * n,
+        "relaxed": len(found),
         "seeds": seeds,
         "hits": sum(found),
-        "hits_per_request": sum(found) / asked,
-        "success_after": [float((first <= k).mean()) for k in range(block)],
+        "success_after": [float((first <= k).mean()) for k in range(1, n + 1)],
     }
 
 
@@ -230,19 +235,44 @@ def compare(compound: str, arguments: argparse.Namespace) -> dict[str, Any]:
     settings = GenerateConfig(
         symmetric_fraction=1.0, volume_jitter=0.0, compositions=(compound,), atoms=(2, 8), formula_units=(1, 8)
     )
-    requests = requests_for(knowledge, settings, arguments.n, seed=2)
-    made, _, seconds = ours(knowledge, settings, requests)
-    block = arguments.n // arguments.seeds
+    seeds, n = arguments.seeds, arguments.n
+    requests = [entry for seed in range(seeds) for entry in requests_for(knowledge, settings, n, seed=100 + seed)]
     row: dict[str, Any] = {"prototype": COMPOUNDS[compound]}
-    indices = [int(atoms.info["request"]) for atoms in made]
-    row["ours"] = curve(indices, hits(made, elements, target, reference), arguments.n, block)
-    row["ours"]["generation_cpu_s"] = seconds
+    for name, changed in (("ours", {}), ("unpushed", UNPUSHED)):
+        made, refused, seconds = ours(knowledge, settings.model_copy(update=changed), requests)
+        indices = [int(atoms.info["request"]) for atoms in made]
+        row[name] = curve(indices, hits(made, elements, target, reference), seeds, n)
+        row[name] |= {"refused": refused, "generation_cpu_s": seconds}
     if arguments.peer_python:
-        answer = theirs(arguments.peer_python, knowledge, requests, arguments.budget, keep=True)
-        crystals, places = answer.pop("crystals"), answer.pop("places")
-        row["pyxtal"] = curve(places, hits(crystals, elements, target, reference), answer["asked"], block)
-        row["pyxtal"]["generation_cpu_s"] = answer["cpu_seconds"]
+        answer = kept_or_made(compound, knowledge, requests, arguments)
+        crystals = [Atoms(**crystal, pbc=True) for crystal in answer["crystals"]]
+        row["pyxtal"] = curve(answer["places"], hits(crystals, elements, target, reference), seeds, n)
+        row["pyxtal"] |= {"refused": answer["refused"], "generation_cpu_s": answer["cpu_seconds"]}
+        row["pyxtal"]["version"] = answer["version"]
     return row
+
+
+def kept_or_made(
+    compound: str, knowledge: Knowledge, requests: list[dict[str, Any]], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Give the peer's answers to all requests, from an earlier run where the requests are the same."""
+    file = arguments.kept / f"{compound}.json" if arguments.kept else None
+    if file and file.exists() and (kept := json.loads(file.read_text()))["requests"] == requests:
+        answer: dict[str, Any] = kept["answer"]
+        return answer
+    answer = theirs(arguments.peer_python, knowledge, requests, PATIENCE, keep=True)
+    answer["crystals"] = [
+        {
+            "symbols": atoms.get_chemical_symbols(),
+            "cell": atoms.cell.tolist(),
+            "scaled_positions": atoms.get_scaled_positions().tolist(),
+        }
+        for atoms in answer["crystals"]
+    ]
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"requests": requests, "answer": answer}))
+    return answer
 
 
 def _symbols(formula: str) -> list[str]:
@@ -254,17 +284,21 @@ def main() -> None:
     """Run all compounds and keep the curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", default="", help="Python of an environment with PyXtal")
-    parser.add_argument("--n", type=int, default=150, help="requests per compound")
+    parser.add_argument("--n", type=int, default=20, help="requests per seed")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--budget", type=float, default=200.0, help="seconds per compound for the peer")
+    parser.add_argument("--kept", type=Path, help="folder for the peer's crystals")
     parser.add_argument("--compounds", default=",".join(COMPOUNDS))
     parser.add_argument("--out", type=Path, default=HERE / "results" / "generate_success.json")
     arguments = parser.parse_args()
-    results: dict[str, Any] = {"machine": machine(), "difference_from_ase": check_reference(), "compounds": {}}
+    results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    difference = check_reference()
     for compound in arguments.compounds.split(","):
-        row = results["compounds"][compound] = compare(compound, arguments)
+        row = {"run": run(), "difference_from_ase": difference, **compare(compound, arguments)}
+        results[compound] = row
         short = {
-            name: (row[name]["hits"], row[name]["success_after"][-1]) for name in ("ours", "pyxtal") if name in row
+            name: (row[name]["hits"], row[name]["relaxed"], row[name]["success_after"][-1])
+            for name in ("ours", "unpushed", "pyxtal")
+            if name in row
         }
         print(compound, row["prototype"], short, flush=True)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ N_BINS = 80
 STEP = REACH / (N_BINS - 1)
 SPREAD = 9  # bins on each side that a Gaussian reaches: seven standard deviations
 CLOSEST = 1e-6  # closer than this is the atom itself
+ROUNDING = 1e-6  # of squared distances far beyond REACH
 MANY_IMAGES = 400  # a cell with more images than this is skewed: reduce it first
 
 
@@ -196,10 +197,13 @@ def _pairs(cell: Floats, positions: Floats) -> tuple[NDArray[np.int64], NDArray[
         shifts = _images(cell)
     inside = np.linalg.solve(cell.T, positions.T).T % 1.0 @ cell
     first, second = np.triu_indices(len(positions))
-    vectors = (inside[second] - inside[first])[:, None, :] + (shifts @ cell)[None]
-    squares = np.einsum("pix,pix->pi", vectors, vectors)
-    pair, image = np.nonzero((squares < REACH**2) & (squares > CLOSEST**2))
-    return first[pair], second[pair], np.sqrt(squares[pair, image])
+    apart, moves = inside[second] - inside[first], shifts @ cell
+    rough = (apart**2).sum(axis=1)[:, None] + apart @ (2.0 * moves.T) + (moves**2).sum(axis=1)
+    pair, image = np.nonzero(rough < REACH**2 + ROUNDING)
+    vectors = apart[pair] + moves[image]
+    squares = np.einsum("px,px->p", vectors, vectors)  # once more, for the few near ones, without cancellation
+    near = (squares < REACH**2) & (squares > CLOSEST**2)
+    return first[pair[near]], second[pair[near]], np.sqrt(squares[near])
 
 
 def _broadened(blocks: NDArray[np.int64], lengths: Floats, weights: Floats, n_blocks: int) -> Floats:

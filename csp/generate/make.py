@@ -76,7 +76,8 @@ def generate(  # noqa: PLR0913 - one call serves every source
     n
         Crystals wanted.
     seed
-        Source of all chance: the same seed and arguments give the same crystals on any machine.
+        Source of all chance: the same seed and arguments give the same crystals on any machine, but for structures
+        that are refused because their time is over.
     plan
         Atoms by element of each of the ``n`` cells, all random; None draws from every source and lets
         ``plan_compositions`` choose the contents of the random ones.

@@ -20,6 +20,7 @@ Floats = NDArray[np.float64]
 
 POOL = 256  # structures in work at a time, at most
 POOL_PAIRS = 600_000  # pairs of atoms pushed apart together: bounds memory to some hundred megabytes
+FARTHEST = 3.0  # times the cube root of a cell's volume: no two kinds of atoms in it can keep further apart
 ROUNDING = 1e-9  # Å, by which a distance may fall short for rounding alone
 
 
@@ -116,9 +117,9 @@ class Pool:
                     trying.append(request)
             early = [request for request in trying if request.attempts <= self.settings.unpushed_attempts]
             late = [request for request in trying if request.attempts > self.settings.unpushed_attempts]
-            pool = [request for group in _portions(early) for request in self._push(group, accept, 0)]
+            pool = [request for group in self._portions(early) for request in self._push(group, accept, 0)]
             steps = self.settings.max_push_steps
-            pool += [request for group in _portions(late) for request in self._push(group, accept, steps)]
+            pool += [request for group in self._portions(late) for request in self._push(group, accept, steps)]
         return dict(refused)
 
     def _attempt(self, request: Request) -> str:
@@ -134,7 +135,15 @@ class Pool:
         if isinstance(answer, str):
             return answer
         request.proposal = answer
-        return ""
+        return "too_dense" if self._too_far(answer.trial) else ""
+
+    def _too_far(self, trial: Trial) -> bool:
+        """Tell whether some least distance is longer than the cell leaves room for."""
+        room = FARTHEST * abs(np.linalg.det(trial.cell)) ** (1 / 3)
+        if self.distances.max() <= room:
+            return False
+        kinds = np.unique(trial.kinds)
+        return bool(self.distances[np.ix_(kinds, kinds)].max() > room)
 
     def _push(self, requests: list[Request], accept: Callable[[Request, Atoms], None], max_steps: int) -> list[Request]:
         """Push the atoms of some structures apart, hand out the good ones and give back the others."""
@@ -164,17 +173,20 @@ class Pool:
         atoms.info["formula"] = reduced_formula(dict(zip(self.elements, counts, strict=True)))
         return atoms
 
-
-def _portions(requests: list[Request]) -> list[list[Request]]:
-    """Cut requests into groups that fit into memory together."""
-    groups: list[list[Request]] = []
-    room = 0
-    for request in requests:
-        trial = request.proposal.trial if request.proposal else None
-        pairs = len(trial.kinds) * len(trial.owner) if trial else 0
-        if pairs > room or not groups:
-            groups.append([])
-            room = POOL_PAIRS
-        groups[-1].append(request)
-        room -= pairs
-    return groups
+    def _portions(self, requests: list[Request]) -> list[list[Request]]:
+        """Cut requests into groups whose pairs of atoms, with those images that come within reach, fit into memory."""
+        reach = 4.2 * float(self.distances.max()) ** 3
+        groups: list[list[Request]] = []
+        room = 0.0
+        for request in requests:
+            trial = request.proposal.trial if request.proposal else None
+            pairs = 0.0
+            if trial:
+                images = max(1.0, reach / abs(np.linalg.det(trial.cell)))
+                pairs = len(trial.kinds) * len(trial.owner) * images
+            if pairs > room or not groups:
+                groups.append([])
+                room = POOL_PAIRS
+            groups[-1].append(request)
+            room -= pairs
+        return groups

@@ -87,8 +87,9 @@ def spread(trials: Sequence[Trial], distances: Floats, max_steps: int) -> Bools:
     batch = gather(trials)
     before = np.full(len(trials), np.inf)
     stalls = np.zeros(len(trials), dtype=int)
+    skin = SKIN if max_steps else 0.0
     for step in range(0, max_steps + 1, STEPS_PER_LIST):
-        pairs = close_pairs(batch, distances, SKIN)
+        pairs = close_pairs(batch, distances, skin)
         overlap = _overlap(batch, pairs, len(left))
         done = overlap <= 0
         stalls = np.where(overlap > PROGRESS * before, stalls + 1, stalls)

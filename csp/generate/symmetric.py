@@ -32,6 +32,7 @@ class RandomCrystals:
         self.settings = settings
         self.knowledge = knowledge
         self.groups = allowed_groups(settings)
+        self._volumes: dict[tuple[int, ...], float] = {}
 
     def propose(self, counts: Mapping[str, int], rng: np.random.Generator) -> Proposal | str:
         """Draw a crystal of given contents.
@@ -49,11 +50,13 @@ class RandomCrystals:
             The crystal, or ``too_dense`` where the least distances cannot be met at the volume, or ``no_group`` where
             no allowed space group can hold the atoms.
         """
+        atoms = tuple(counts.get(symbol, 0) for symbol in self.knowledge.elements)
+        if atoms not in self._volumes:
+            self._volumes[atoms] = self.knowledge.volume(counts)
         jitter = self.settings.volume_jitter
-        volume = self.knowledge.volume(counts) * rng.uniform(1 - jitter, 1 + jitter)
+        volume = self._volumes[atoms] * rng.uniform(1 - jitter, 1 + jitter)
         if self.filling(counts, volume) > DENSEST:
             return "too_dense"
-        atoms = tuple(counts.get(symbol, 0) for symbol in self.knowledge.elements)
         number = self._group(atoms, rng) if rng.random() < self.settings.symmetric_fraction else 1
         chosen = filler(number).draw(atoms, rng) if number else None
         if not number or chosen is None:
