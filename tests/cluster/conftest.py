@@ -82,12 +82,28 @@ def campaign(tmp_path, slurm, database) -> Iterator[Callable[..., Campaign]]:
 
 
 @pytest.fixture
-def real_campaign(tmp_path, real_database) -> Iterator[Campaign]:
-    """Return a campaign on a real MongoDB, with launchers of its own; its database is dropped at the end."""
-    made = Campaign(tmp_path / "campaign", real_database, None, f"hullseeker_test_{uuid.uuid4().hex[:8]}")
-    yield made
+def real_campaign(tmp_path, real_database) -> Iterator[Callable[..., Campaign]]:
+    """Return what makes a campaign on a real MongoDB, with launchers of its own; its database is dropped at the end."""
+    name = f"hullseeker_test_{uuid.uuid4().hex[:8]}"
+
+    def make(**options: Any) -> Campaign:  # noqa: ANN401 - handed on
+        return Campaign(tmp_path / "campaign", real_database, None, name, **options)
+
+    yield make
     with connected(real_database) as client:
-        client.drop_database(made.project)
+        client.drop_database(name)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("campaign", id="slurm", marks=[pytest.mark.slurm, pytest.mark.loopback]),
+        pytest.param("real_campaign", id="mongo", marks=pytest.mark.mongo),
+    ]
+)
+def any_campaign(request) -> Callable[..., Campaign]:
+    """Return what makes a campaign, on Slurm and the double, and on a real MongoDB."""
+    made: Callable[..., Campaign] = request.getfixturevalue(request.param)
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -55,9 +55,14 @@ class Database:
             self.process = None
 
     @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
     def uri(self) -> str:
         """Where it is."""
-        return f"mongodb://127.0.0.1:{self.port}"
+        return f"mongodb://{self.address}"
 
 
 class RealDatabase:
