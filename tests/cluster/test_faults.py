@@ -69,19 +69,17 @@ def test_launchers_killed_in_every_stage(any_campaign, reference):
     assert_nothing_was_done_twice(search, "relax 001.0")
 
 
-@pytest.mark.slurm
-@pytest.mark.loopback
-def test_database_away_for_seconds_and_for_a_minute(campaign, database, reference):
-    search = campaign(launchers=LAUNCHERS)
+def test_database_away_for_seconds_and_for_a_minute(campaign_with_outages, reference):
+    search = campaign_with_outages(launchers=LAUNCHERS)
     outages = {search.hold("train 000"): 5, search.hold("relax 001.0"): 60}
     search.submit()
     for held, seconds in outages.items():
         with search.launching():
             search.wait_until_held(held)
-            database.kill()
+            search.database.kill()
             held.release()  # the job ends while there is nobody to tell
             time.sleep(seconds)
-            database.start()
+            search.database.start()
             give_signs = time.monotonic() + EXPIRATION
             wait_for(lambda limit=give_signs: time.monotonic() > limit, "whoever lives has given a sign")
     with search.launching():

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pymongo import MongoClient
+from pymongo.uri_parser import parse_uri
+from relay import Relay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +68,7 @@ class Database:
 
 
 class RealDatabase:
-    """A MongoDB that runs already; nothing here starts or stops it.
+    """A MongoDB that runs already; nothing here stops it.
 
     Parameters
     ----------
@@ -76,6 +78,34 @@ class RealDatabase:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
+
+
+class RelayedDatabase(RealDatabase):
+    """The same, reached by a relay that can be cut.
+
+    Parameters
+    ----------
+    uri
+        Where it is: one host, without TLS, which would notice the relay.
+    """
+
+    def __init__(self, uri: str) -> None:
+        parsed = parse_uri(uri, validate=False)
+        [(host, port)] = parsed["nodelist"]
+        self.relay = Relay(host, port or 27017)
+        self.relay.start()
+        user, at, _ = uri.removeprefix("mongodb://").partition("/")[0].rpartition("@")
+        _, _, rest = uri.removeprefix("mongodb://").partition("/")
+        options = f"{rest}{'&' if '?' in rest else '?'}directConnection=true"
+        super().__init__(f"mongodb://{user}{at}127.0.0.1:{self.relay.port}/{options}")
+
+    def start(self) -> None:
+        """Let clients reach it again."""
+        self.relay.start()
+
+    def kill(self) -> None:
+        """Cut them off."""
+        self.relay.cut()
 
 
 @contextmanager
