@@ -39,7 +39,8 @@ def resumable(work: Callable[[Path | None], T]) -> T:
     """Do the work of the running job in its folder; what an earlier launch has left there is gone on from.
 
     The folder stays until `drop_checkpoints`: the output of this job is not stored yet. Leftovers that cannot be used
-    are thrown away. While another process works in the folder (a launch that was believed dead), this one does without.
+    are thrown away. While another process works in the folder (a launch that was believed dead), and where the folder
+    cannot be made, the job does without.
 
     Parameters
     ----------
@@ -54,10 +55,9 @@ def resumable(work: Callable[[Path | None], T]) -> T:
     folder = _folder_of(CURRENT_JOB.job)
     if folder is None:
         return work(None)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder) as alone:
-        if not alone:
-            logger.warning("%s: another process works on this job; going on without the folder", folder)
+    with _entered(folder) as obstacle:
+        if obstacle is not None:
+            logger.warning("%s: %s; going on without the folder", folder, obstacle)
             return work(None)
         begun = any(path.name != LOCK for path in folder.iterdir())
         try:
@@ -97,17 +97,23 @@ def _folder_of(job: Job | None) -> Path | None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
-    """Say whether no other process works in a folder; the lock ends with the process, however it ends."""
-    with (folder / LOCK).open("w") as lock:
+def _entered(folder: Path) -> Iterator[str | None]:
+    """Say what keeps this process from working in a folder, if anything; the lock ends with the process."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        yield f"it cannot be made ({error.strerror})"
+        return
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            yield "another process works on this job"
             return
         except OSError:
             logger.warning("%s: this file system has no locks", folder)
-        yield True
+        yield None
 
 
 def _empty(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from jobflow import CURRENT_JOB, Job, JobConfig, JobStore, Maker, OnMissing, job
 from monty.json import MontyDecoder, MSONable, jsanitize
 
 from makers.blobs import ModelBlob, StructureBatch
+from makers.stores import write_blobs_first
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +53,8 @@ def stage_job(
 ) -> Callable[[Callable[..., Any]], Callable[..., Job]]:
     """Declare the ``make`` of a stage: batches and models go to the store ``data``, and the job sees the store.
 
+    They are stored before the document that names them.
+
     Parameters
     ----------
     output_schema
@@ -68,7 +72,18 @@ def stage_job(
         pass_manager_config=False,  # a driver would else overwrite the worker of everything that it spawns
         on_missing_references=OnMissing.NONE if tolerant else OnMissing.ERROR,
     )
-    return job(data=[StructureBatch, ModelBlob], output_schema=output_schema, config=config)
+    declare = job(data=[StructureBatch, ModelBlob], output_schema=output_schema, config=config)
+
+    def decorate(make: Callable[..., Any]) -> Callable[..., Job]:
+        @wraps(make)
+        def safely_stored(*args: object, **kwargs: object) -> object:
+            write_blobs_first(current_store())
+            return make(*args, **kwargs)
+
+        declared: Callable[..., Job] = declare(safely_stored)
+        return declared
+
+    return decorate
 
 
 def current_store() -> JobStore:

@@ -139,12 +139,12 @@ def resume(
 ) -> None:
     """Go on with an interrupted search."""
     if project is not None:
-        from workflows.launch import fireworks_setup, open_launchpad
+        from workflows.launch import ask_queue, fireworks_setup, open_launchpad
         from workflows.recover import recover
         from workflows.tables import recovery_table
 
         limit = fireworks_setup().expiration if expiration is None else expiration
-        cases, others = recover(open_launchpad(), project, limit, dry_run=dry_run)
+        cases, others = recover(open_launchpad(), project, limit, queue=ask_queue(), dry_run=dry_run)
         typer.echo(f"{others}\n\n{recovery_table(cases, dry_run=dry_run)}")
         return
     if dry_run or expiration is not None:

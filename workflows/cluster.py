@@ -19,7 +19,8 @@ SECRET = ("my_launchpad.yaml", "jobflow.yaml")
 
 PLAIN = ("FW_config.yaml", "my_launchpad.yaml", "jobflow.yaml", "atomate2.yaml", "env.sh")
 PILOT = (
-    "A pilot job: it runs what is ready, takes nothing new after half of its walltime, and ends when nothing is left."
+    "A pilot job: it runs what is ready, and ends when nothing is left. After half of its walltime (--timeout, s) it\n"
+    "# takes nothing new: change both together, and leave your longest job enough time after it."
 )
 RESERVE = "For `qlaunch -r`: one queue job for each job, with the resources of its stage over what stands here."
 
@@ -340,7 +341,7 @@ def _stages(site: Site) -> str:
         worker = WORKERS[name]
         lines += [f"{stage}: &{name}", f"  _category: {worker.category}", "  _queueadapter:"]
         lines += [f"    {line}   # <-" for line in _lines(site, worker)]
-        lines += [f"    pre_rocket: {_pre(site, worker)}"]
+        lines += [f"    pre_rocket: {_pre(site, worker)}   # <-"]
     return "\n".join(lines)
 
 

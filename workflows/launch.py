@@ -15,8 +15,9 @@ from pymongo.errors import PyMongoError
 
 from makers.errors import ConfigError
 from makers.indexes import ensure_indexes
+from workflows.queue import ask
 from workflows.reach import PATIENCE_MS, bare, explain, is_remote, require_answer, require_server
-from workflows.results import projects
+from workflows.results import holds
 from workflows.routing import WORKERS, configured_resources
 from workflows.search import SearchMaker
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from maggma.core import Store
 
     from workflows.config import SearchConfig
+    from workflows.queue import Queue
 
 __all__ = ["WORKERS", "configured_store", "open_launchpad", "submit_search"]
 
@@ -106,7 +108,8 @@ def submit_search(config: SearchConfig, launchpad: LaunchPad | None = None, *, b
     """
     resources = configured_resources() if by_category else {}
     store = configured_store()
-    if config.project in projects(store):
+    ensure_indexes(store)
+    if holds(store, config.project):
         raise ConfigError(
             f"project: the database holds a search {config.project!r} already; choose another name, or see "
             f"`hullseeker status --project {config.project}`"
@@ -120,7 +123,6 @@ def submit_search(config: SearchConfig, launchpad: LaunchPad | None = None, *, b
         )
     flow = SearchMaker(config, resources=resources).make()
     workflow = flow_to_workflow(flow, name=config.project, metadata={"project": config.project})
-    ensure_indexes(store)
     ids = launchpad.add_wf(workflow)
     return (
         f"added {config.project} as workflow of {len(ids)} fireworks to {launchpad_address(launchpad)}\n"
@@ -286,3 +288,18 @@ def read_adapter(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     adapter = CommonAdapter.from_file(str(file))
     adapter.get_script_str(".")
     return {**adapter, "q_type": adapter.q_type}, adapter.q_commands[adapter.q_type]
+
+
+def ask_queue() -> Queue | None:
+    """Ask the configured queue which jobs it knows.
+
+    Returns
+    -------
+    Queue or None
+        None if there is no queue adapter, or the queue does not answer here.
+    """
+    files = sorted(fireworks_setup().folder.glob("*_qadapter.yaml"))
+    if not files:
+        return None
+    adapter, commands = read_adapter(files[0])  # all of a working set are for one queue
+    return ask(adapter["q_type"], commands["status_cmd"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from fireworks.fw_config import RESERVATION_EXPIRATION_SECS
+from fireworks.fw_config import QUEUE_UPDATE_INTERVAL, RESERVATION_EXPIRATION_SECS
+from fireworks.utilities.fw_utilities import get_my_host
 
 from makers.errors import ConfigError
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from fireworks import LaunchPad
+
+    from workflows.queue import Queue
 
 ALIVE = ("RUNNING", "RESERVED")
 BEGUN = (*ALIVE, "COMPLETED", "FIZZLED")
@@ -163,7 +166,7 @@ def read_jobs(launchpad: LaunchPad, project: str) -> dict[int, Job]:
     }
 
 
-def diagnose(launchpad: LaunchPad, jobs: dict[int, Job], expiration: float) -> list[Case]:
+def diagnose(launchpad: LaunchPad, jobs: dict[int, Job], expiration: float, queue: Queue | None = None) -> list[Case]:
     """Find the jobs in trouble and decide what to do about each.
 
     A job runs again only if nothing that came after its stage has begun: what went on without it was meant to, and a
@@ -177,6 +180,8 @@ def diagnose(launchpad: LaunchPad, jobs: dict[int, Job], expiration: float) -> l
         The jobs of a search.
     expiration
         Time without a sign of life after which a job counts as lost, s.
+    queue
+        What the queue of this machine knows, asked before the jobs were read; None if it did not answer.
 
     Returns
     -------
@@ -185,14 +190,14 @@ def diagnose(launchpad: LaunchPad, jobs: dict[int, Job], expiration: float) -> l
     """
     query = {"fw_id": {"$in": list(jobs)}}
     _, lost, _ = launchpad.detect_lostruns(expiration_secs=expiration, query=query)
-    cases = [_case(job, jobs, lost) for job in jobs.values()]
+    cases = [_case(job, jobs, lost, queue) for job in jobs.values()]
     found = sorted((case for case in cases if case is not None), key=lambda case: case.fw_id)
     again = {case.fw_id for case in found if case.action == Action.RERUN}
     later = {below for number in again for below in _below(number, jobs)}
     return [replace(case, action=Action.FOLLOWS) if case.fw_id in again & later else case for case in found]
 
 
-def _case(job: Job, jobs: dict[int, Job], lost: Iterable[int]) -> Case | None:
+def _case(job: Job, jobs: dict[int, Job], lost: Iterable[int], queue: Queue | None) -> Case | None:
     seen = _last_seen(job)
     launched = (job.launch or {}).get("state")
     if job.state == "RUNNING" and launched in ("COMPLETED", "FIZZLED"):
@@ -200,8 +205,8 @@ def _case(job: Job, jobs: dict[int, Job], lost: Iterable[int]) -> Case | None:
         return _told(job, Trouble.UNRECORDED, seen, why, Action.REFRESH)
     if job.fw_id in lost or job.state == "FIZZLED":
         return _dead(job, jobs, seen)
-    if job.state == "RESERVED" and (datetime.now(UTC) - seen).total_seconds() > RESERVATION_EXPIRATION_SECS:
-        return _told(job, Trouble.STUCK, seen, "its queue job has not begun, or is gone", Action.RELEASE)
+    if job.state == "RESERVED" and (obstacle := _obstacle(job, seen, queue)):
+        return _told(job, Trouble.STUCK, seen, obstacle, Action.RELEASE)
     if job.state in HELD:
         tool = "resume_fws" if job.state == "PAUSED" else "reignite_fws"
         why = f"{job.state}: `lpad {tool} -i {job.fw_id}` sets it free"
@@ -209,6 +214,18 @@ def _case(job: Job, jobs: dict[int, Job], lost: Iterable[int]) -> Case | None:
     if job.state == "WAITING" and all(_has_ended(jobs[n], job) for n in job.parents if n in jobs):
         why = "everything that it waited for has ended"
         return _told(job, Trouble.FORGOTTEN, job.updated, why, Action.REFRESH)
+    return None
+
+
+def _obstacle(job: Job, since: datetime, queue: Queue | None) -> str | None:
+    """Say why the queue job of a reserved job will not begin; None if it may."""
+    launch = job.launch or {}
+    numbers = [str(entry["reservation_id"]) for entry in launch.get("state_history", []) if "reservation_id" in entry]
+    here = launch.get("host") == get_my_host()  # another machine may have another queue
+    if queue is not None and here and numbers and queue.asked - since > timedelta(seconds=QUEUE_UPDATE_INTERVAL):
+        return None if numbers[-1] in queue.jobs else f"its queue job {numbers[-1]} is gone: cancelled, or never began"
+    if datetime.now(UTC) - since > timedelta(seconds=RESERVATION_EXPIRATION_SECS):
+        return "its queue job has not begun, or is gone"
     return None
 
 
@@ -250,7 +267,7 @@ def treat(launchpad: LaunchPad, jobs: dict[int, Job], cases: Iterable[Case]) -> 
                 launchpad.mark_fizzled(launch["launch_id"])
         elif case.action == Action.REFRESH:
             launchpad._refresh_wf(case.fw_id)  # noqa: SLF001 - what `lpad refresh` calls
-        elif case.action == Action.RELEASE and launch is not None:
+        elif case.action == Action.RELEASE and launch is not None and _is_as_it_was(launchpad, jobs[case.fw_id]):
             launchpad.cancel_reservation(launch["launch_id"])
 
 
@@ -261,7 +278,9 @@ def _is_as_it_was(launchpad: LaunchPad, job: Job) -> bool:
     return now is not None and (now["state"], last) == (job.state, job.launch and job.launch["launch_id"])
 
 
-def recover(launchpad: LaunchPad, project: str, expiration: float, *, dry_run: bool = False) -> tuple[list[Case], str]:
+def recover(
+    launchpad: LaunchPad, project: str, expiration: float, *, queue: Queue | None = None, dry_run: bool = False
+) -> tuple[list[Case], str]:
     """Explain the jobs in trouble and run again what has to run again.
 
     Parameters
@@ -272,6 +291,8 @@ def recover(launchpad: LaunchPad, project: str, expiration: float, *, dry_run: b
         The search.
     expiration
         Time without a sign of life after which a job counts as lost, s.
+    queue
+        What the queue of this machine knows, asked just before; None if it did not answer.
     dry_run
         Explain only.
 
@@ -286,7 +307,7 @@ def recover(launchpad: LaunchPad, project: str, expiration: float, *, dry_run: b
         If the LaunchPad holds no such search.
     """
     jobs = read_jobs(launchpad, project)
-    cases = diagnose(launchpad, jobs, expiration)
+    cases = diagnose(launchpad, jobs, expiration, queue)
     if not dry_run:
         treat(launchpad, jobs, cases)
         jobs = read_jobs(launchpad, project)

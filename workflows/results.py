@@ -63,21 +63,22 @@ def report(store: JobStore, project: str) -> ReportDoc | None:
     return _parse(ReportDoc, outputs[-1]) if outputs else None
 
 
-def projects(store: JobStore) -> list[str]:
-    """Return the names of the searches in a store.
+def holds(store: JobStore, project: str) -> bool:
+    """Say whether a store holds anything of a search; one document is read, by an index.
 
     Parameters
     ----------
     store
         Connected job store.
+    project
+        The search.
 
     Returns
     -------
-    list[str]
-        Sorted.
+    bool
+        Whether the name is taken.
     """
-    docs = store.query({}, properties=["metadata"])
-    return sorted({doc["metadata"]["project"] for doc in docs if doc.get("metadata", {}).get("project")})
+    return any(store.docs_store.query({"metadata.project": project}, properties=["uuid"], limit=1))
 
 
 def query_phases(

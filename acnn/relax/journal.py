@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from acnn.errors import ConfigError, DataError
+from acnn.keep import aiding
 from acnn.relax.result import Relaxed, RelaxStatus
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Journal:
     Parameters
     ----------
     folder
-        Made if it does not exist.
+        Made with the first results.
     request
         What was asked for (settings, pressure, model); a folder serves one request only.
 
@@ -44,13 +45,13 @@ class Journal:
     """
 
     def __init__(self, folder: Path, request: dict[str, Any]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        text = json.dumps(request, sort_keys=True, indent=1)
-        stamp = folder / "request.json"
-        if stamp.exists() and stamp.read_text() != text:
-            raise ConfigError(f"{folder}: holds results of other settings; expected {text}, got {stamp.read_text()}")
-        _write(stamp, text.encode())
+        self._request = json.dumps(request, sort_keys=True, indent=1)
+        self._stamp = folder / "request.json"
+        if self._stamp.exists() and self._stamp.read_text() != self._request:
+            raise ConfigError(
+                f"{folder}: holds results of other settings; expected {self._request}, got {self._stamp.read_text()}"
+            )
         self._known: dict[int, tuple[Path, int]] = {}
         self._pending: list[tuple[str, Relaxed]] = []
         self._hashes: dict[int, str] = {}
@@ -104,10 +105,16 @@ class Journal:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is not on disk yet."""
+        """Write what is not on disk yet; what a full disk does not take is relaxed again after a kill."""
         self._last = time.monotonic()
-        if not self._pending:
-            return
+        if self._pending:
+            with aiding(self.folder):
+                self._write_pending()
+            self._pending.clear()
+
+    def _write_pending(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write(self._stamp, self._request.encode())
         number = 1 + max((int(path.stem[5:]) for path in self.folder.glob("part-*.npz")), default=-1)
         path = self.folder / f"part-{number:06d}.npz"
         results = [result for _, result in self._pending]
@@ -127,7 +134,6 @@ class Journal:
         with temporary.open("wb") as file:
             np.savez(file, **columns)  # type: ignore[arg-type]  # the stub takes the columns for allow_pickle
         temporary.replace(path)
-        self._pending.clear()
 
     def _load(self, job: Job, mark: str, path: Path, row: int) -> Relaxed:
         """Read one result."""

@@ -121,8 +121,6 @@ def train(
     run = _Run(found, _start(found, model, seed, previous, elements), settings, seed, warm=previous is not None)
     if previous is not None and previous.metadata.get("label_fingerprint", "") != label_fingerprint:
         raise ModelError("the previous potential learned labels of other settings; start from scratch")
-    if work_dir is not None:
-        work_dir.mkdir(parents=True, exist_ok=True)
     run.fit(work_dir)
     return run.finish(label_fingerprint)
 

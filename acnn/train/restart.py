@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from acnn.errors import ModelError
+from acnn.keep import aiding
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,12 +76,12 @@ def identity(run: Any) -> dict[str, Any]:  # noqa: ANN401 - the loop's own class
 
 
 def save_state(folder: Path, run: Any) -> None:  # noqa: ANN401
-    """Write the state of a run; the file appears whole or not at all.
+    """Write the state of a run; the file appears whole or not at all, and a full disk ends nothing.
 
     Parameters
     ----------
     folder
-        Where.
+        Where; made if it does not exist.
     run
         The running training.
     """
@@ -98,8 +99,10 @@ def save_state(folder: Path, run: Any) -> None:  # noqa: ANN401
     tensors = {key: value.contiguous() for key, value in tensors.items()}
     data = safetensors.torch.save(tensors, metadata={KEY: json.dumps(head, sort_keys=True)})
     partial = folder / (FILE_NAME + ".partial")
-    partial.write_bytes(data)
-    partial.replace(folder / FILE_NAME)
+    with aiding(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        partial.replace(folder / FILE_NAME)
 
 
 def load_state(folder: Path, run: Any) -> bool:  # noqa: ANN401

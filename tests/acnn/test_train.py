@@ -70,6 +70,17 @@ def test_goes_on_exactly_after_a_kill(alloys, tmp_path, monkeypatch):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_full_disk_costs_nothing_but_the_checkpoint(alloys, tmp_path, monkeypatch, full_disk, caplog):
+    monkeypatch.setattr("acnn.train.loop.SAVE_SECONDS", -1.0)
+    whole = train(alloys, model=MODEL, settings=QUICK, seed=3).potential
+    found = train(alloys, model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path / "kept").potential
+    assert checkpoint.dumps(found) == checkpoint.dumps(whole)
+    assert sum("No space left" in record.message for record in caplog.records) == 1
+    full_disk.undo()
+    again = train(alloys, model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path / "kept").potential
+    assert checkpoint.dumps(again) == checkpoint.dumps(whole)
+
+
 def test_a_state_of_another_run_is_refused(alloys, tmp_path):
     train(alloys, model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path)
     with pytest.raises(ModelError, match="other settings or labels"):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import uuid
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from campaign import Campaign, answer, search
-from database import Database, RealDatabase, connected
+from database import Database, RealDatabase, RelayedDatabase, connected
 from slurm_node import SlurmNode, missing
 
 from workflows.config import parse_config
@@ -82,12 +84,43 @@ def campaign(tmp_path, slurm, database) -> Iterator[Callable[..., Campaign]]:
 
 
 @pytest.fixture
-def real_campaign(tmp_path, real_database) -> Iterator[Campaign]:
-    """Return a campaign on a real MongoDB, with launchers of its own; its database is dropped at the end."""
-    made = Campaign(tmp_path / "campaign", real_database, None, f"hullseeker_test_{uuid.uuid4().hex[:8]}")
-    yield made
+def real_campaign(tmp_path, real_database) -> Iterator[Callable[..., Campaign]]:
+    """Return what makes a campaign on a real MongoDB, with launchers of its own; its database is dropped at the end."""
+    name = f"hullseeker_test_{uuid.uuid4().hex[:8]}"
+
+    def make(database: RealDatabase = real_database, **options: Any) -> Campaign:  # noqa: ANN401 - handed on
+        return Campaign(tmp_path / "campaign", database, None, name, **options)
+
+    yield make
     with connected(real_database) as client:
-        client.drop_database(made.project)
+        client.drop_database(name)
+
+
+@pytest.fixture
+def relayed_campaign(real_database, real_campaign) -> Iterator[Callable[..., Campaign]]:
+    """Return the same on a MongoDB that can be cut off; the test is skipped where that would be noticed."""
+    if "," in real_database.uri or re.search("srv://|tls=true|ssl=true", real_database.uri):
+        pytest.skip("no outage: only a single host without TLS can be cut off by a relay")
+    relayed = RelayedDatabase(real_database.uri)
+    yield partial(real_campaign, relayed)
+    relayed.kill()
+
+
+ON_SLURM = pytest.param("campaign", id="slurm", marks=[pytest.mark.slurm, pytest.mark.loopback])
+
+
+@pytest.fixture(params=[ON_SLURM, pytest.param("real_campaign", id="mongo", marks=pytest.mark.mongo)])
+def any_campaign(request) -> Callable[..., Campaign]:
+    """Return what makes a campaign, on Slurm and the double, and on a real MongoDB."""
+    made: Callable[..., Campaign] = request.getfixturevalue(request.param)
+    return made
+
+
+@pytest.fixture(params=[ON_SLURM, pytest.param("relayed_campaign", id="mongo", marks=pytest.mark.mongo)])
+def campaign_with_outages(request) -> Callable[..., Campaign]:
+    """Return the same, where the database of the campaign can be killed and started."""
+    made: Callable[..., Campaign] = request.getfixturevalue(request.param)
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -95,6 +95,14 @@ def test_two_processes_do_not_share_a_folder(root, job_store):
     assert work.found == [None, []]
 
 
+def test_a_folder_that_cannot_be_made_is_done_without(root, job_store, caplog):
+    root.touch()  # a file where the folder should be
+    work = Work()
+    assert launch(work, job_store) == "done"
+    assert work.found == [None]
+    assert "it cannot be made (Not a directory); going on without the folder" in caplog.text
+
+
 def test_without_a_root_nothing_is_kept(job_store, monkeypatch):
     monkeypatch.delenv(SCRATCH_VARIABLE, raising=False)
     work = Work()

@@ -52,6 +52,35 @@ def test_identity_of_a_job_follows_from_search_and_name():
     assert job_uuid("search/1", "relax 001.0") != job_uuid("search/1", "relax 001.1")
 
 
+class Killed(BaseException):
+    """The end of a process: no handler of errors sees it."""
+
+
+@pytest.mark.parametrize("store", ["data", "documents"])
+def test_a_kill_amid_storing_leaves_no_document_without_its_blob(job_store, store):
+    @stage_job()
+    def produce() -> dict[str, StructureBatch]:
+        return {"batch": StructureBatch.from_atoms([bulk("Cu")])}
+
+    def launch() -> None:
+        job = produce()
+        job.set_uuid("job-1")
+        run_locally(job, store=job_store, log=False)
+
+    def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    blobs = job_store.additional_stores["data"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr({"data": blobs, "documents": job_store.docs_store}[store], "update", kill)
+        with pytest.raises(Killed):
+            launch()
+    assert job_store.count({}) == 0
+    assert blobs.count({}) == (store == "documents")
+    launch()
+    assert len(Handle("job-1", "batch").fetch(job_store)) == 1
+
+
 def test_handle_fetches_blobs_of_an_earlier_job(job_store):
     @stage_job(GenerateDoc)
     def produce() -> GenerateDoc:

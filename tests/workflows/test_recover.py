@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from fireworks import FWAction, FWorker
 from fireworks.core.rocket_launcher import rapidfire
+from fireworks.utilities.fw_utilities import get_my_host
 from jobflow import SETTINGS
 
 import makers.label
@@ -18,6 +20,7 @@ from makers.labelling import read_labels
 from makers.stores import embedded_job_store
 from workflows import cli
 from workflows.launch import submit_search
+from workflows.queue import Queue
 from workflows.recover import Action, Case, Trouble, diagnose, read_jobs, recover, treat
 from workflows.results import generations, report
 from workflows.run import open_store
@@ -203,6 +206,40 @@ def test_what_somebody_holds_is_left_and_what_waits_too_long_is_released(tiny_co
     assert "lpad resume_fws -i" in recovery_table(found, dry_run=False)
     assert states(launchpad)["generate 000.1"] == "READY"
     assert states(launchpad)["generate 000.0"] == "PAUSED"
+
+
+@pytest.mark.usefixtures("store")
+def test_a_reserved_job_is_released_when_the_queue_does_not_know_it(tiny_config, launchpad):
+    submit_search(tiny_config(), launchpad)
+    number = launchpad.fireworks.find_one({"name": "generate 000.1"})["fw_id"]
+    _, launch_id = launchpad.reserve_fw(FWorker(), ".", fw_id=number)
+    now = datetime.now(UTC)
+    later = now + timedelta(minutes=1)
+    empty = Queue(later, frozenset())
+    assert recover(launchpad, "tiny", AT_ONCE, queue=empty)[0] == []  # it is about to be submitted
+    launchpad.set_reservation_id(launch_id, "17")
+    for queue in (None, Queue(later, frozenset({"17"})), Queue(now, frozenset())):  # no answer; known; too early
+        assert recover(launchpad, "tiny", AT_ONCE, queue=queue)[0] == []
+    launchpad.launches.update_one({"launch_id": launch_id}, {"$set": {"host": "elsewhere"}})
+    assert recover(launchpad, "tiny", AT_ONCE, queue=empty)[0] == []  # another machine's queue
+    launchpad.launches.update_one({"launch_id": launch_id}, {"$set": {"host": get_my_host()}})
+    [case] = recover(launchpad, "tiny", AT_ONCE, queue=empty)[0]
+    assert (case.trouble, case.action) == (Trouble.STUCK, Action.RELEASE)
+    assert case.why == "its queue job 17 is gone: cancelled, or never began"
+    assert states(launchpad)["generate 000.1"] == "READY"
+
+
+@pytest.mark.usefixtures("store")
+def test_a_reserved_job_that_began_meanwhile_is_left(tiny_config, launchpad):
+    submit_search(tiny_config(), launchpad)
+    number = launchpad.fireworks.find_one({"name": "generate 000.1"})["fw_id"]
+    _, launch_id = launchpad.reserve_fw(FWorker(), ".", fw_id=number)
+    launchpad.set_reservation_id(launch_id, "17")
+    jobs = read_jobs(launchpad, "tiny")
+    [case] = diagnose(launchpad, jobs, 900, Queue(datetime.now(UTC) + timedelta(minutes=1), frozenset()))
+    launchpad.checkout_fw(FWorker(), ".", fw_id=number)
+    treat(launchpad, jobs, [case])
+    assert states(launchpad)["generate 000.1"] == "RUNNING"
 
 
 @pytest.mark.usefixtures("store")

@@ -15,11 +15,11 @@ from pymongo.errors import OperationFailure
 
 from csp.advance import SearchState
 from makers.documents import LabelDoc, Provenance
-from makers.indexes import BASIS, phase_store
+from makers.indexes import BASIS, OUTPUT_INDEXES, phase_store
 from makers.labelling import read_labels
 from makers.outcomes import GenerationDoc, PhaseDoc, PhaseSummary, ReportDoc
 from makers.phases import PhaseBuilder
-from workflows.results import generations, projects, query_phases, report
+from workflows.results import generations, holds, query_phases, report
 from workflows.search import SearchMaker
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def builds(monkeypatch) -> list[str]:
 
 
 def test_searches_of_one_store_do_not_mix(shared):
-    assert projects(shared) == ["first", "second"]
+    assert [holds(shared, name) for name in ("first", "second", "third")] == [True, True, False]
     for name in SEEDS:
         assert [(g.project, g.generation) for g in generations(shared, name)] == [(name, 0)]
         assert report(shared, name).project == name
@@ -74,6 +74,20 @@ def test_searches_of_one_store_do_not_mix(shared):
     first, second = (read_labels(shared, name) for name in SEEDS)
     assert {x.structure_hash for x in first} != {x.structure_hash for x in second}
     assert phase_store(shared).count() == sum(len(query_phases(shared, name)) for name in SEEDS)
+
+
+def test_a_name_is_looked_up_by_an_index_and_one_document_is_read(shared, monkeypatch):
+    asked: list[tuple[dict[str, Any], int]] = []
+    real = shared.docs_store.query
+
+    def query(criteria: dict[str, Any], properties: list[str], limit: int = 0) -> Iterator[dict[str, Any]]:
+        asked.append((criteria, limit))
+        return real(criteria, properties=properties, limit=limit)
+
+    monkeypatch.setattr(shared.docs_store, "query", query)
+    assert holds(shared, "first")
+    assert asked == [({"metadata.project": "first"}, 1)]
+    assert "metadata.project" in OUTPUT_INDEXES
 
 
 def test_phases_are_built_only_when_there_is_something_new(shared, builds):

@@ -50,6 +50,21 @@ def test_a_killed_relaxation_continues(tmp_path: Path):
     assert third.n_calls == 0
 
 
+def test_a_full_disk_costs_nothing_but_the_checkpoint(tmp_path: Path, full_disk: pytest.MonkeyPatch, caplog):
+    frames = random_crystals(6, 3, (2, 4))
+    whole = list(relax(frames, Morse(), SETTINGS, pressure_gpa=0.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("acnn.relax.journal.FLUSH_RESULTS", 1)
+        found = list(relax(frames, Morse(), SETTINGS, pressure_gpa=0.0, folder=tmp_path / "kept"))
+    assert [r.enthalpy for r in found] == [r.enthalpy for r in whole]
+    [warning] = [record.message for record in caplog.records if "kept" in record.message]
+    assert warning.endswith("what is done cannot be kept (No space left on device); if this is killed, it begins again")
+    full_disk.undo()  # space again: nothing half written is read
+    again = Morse()
+    assert len(list(relax(frames, again, SETTINGS, pressure_gpa=0.0, folder=tmp_path / "kept"))) == 3
+    assert again.n_calls > 0
+
+
 def test_a_folder_serves_one_request_only(tmp_path: Path):
     frames = random_crystals(6, 3, (2, 4))
     list(relax(frames, Morse(), SETTINGS, pressure_gpa=0.0, folder=tmp_path))

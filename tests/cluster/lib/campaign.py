@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import working_set
 import yaml
-from database import TIMEOUT_MS, Database, RealDatabase, connected
+from database import Database, RealDatabase, connected
 from jobflow import JobStore
+from working_set import EXPIRATION
 
+from workflows.cluster import WORKERS
 from workflows.results import generations, query_phases, report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from slurm_node import SlurmNode
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
 PATIENCE = 240.0  # s, for a whole search on a busy machine
-EXPIRATION = 12  # s without a sign of life after which a job counts as lost
 DONE = {"COMPLETED"}
 CALCULATIONS = "calculations.txt"
+CATEGORIES = ("light", "ml", "dft")
 
 SEARCH: dict[str, Any] = {
     "system": "Cu-Au",
@@ -61,6 +63,14 @@ SEARCH: dict[str, Any] = {
     "advance": {"final_window_ev": 0.1, "final_max": 3},
 }
 """Two metals, cells of one or two atoms; some labels crash."""
+
+
+class Way(StrEnum):
+    """How workers are started."""
+
+    PILOTS = "pilot jobs for everything"
+    CATEGORIES = "pilot jobs by category"
+    RESERVATIONS = "one queue job for each job"
 
 
 def search(project: str, n_generations: int) -> dict[str, Any]:
@@ -121,6 +131,15 @@ class Held:
         self.file.unlink()
 
 
+class Run(NamedTuple):
+    """One time that a job was begun."""
+
+    identity: str
+    name: str
+    process: str
+    partition: str
+
+
 @dataclass
 class Campaign:
     """One search, its folder, its environment and its launchers.
@@ -138,9 +157,11 @@ class Campaign:
     generations
         How many it lasts.
     launchers
-        How many work at once.
+        How many work at once; of each category where there is one for each.
+    way
+        How they are started: one of those that launchpad_config/README.md names.
     walltime
-        Of each launcher, HH:MM:SS.
+        Minutes that a queue job of any worker may last; after half of it, it takes nothing new.
     """
 
     folder: Path
@@ -149,16 +170,23 @@ class Campaign:
     project: str
     generations: int = 3
     launchers: int = 4
-    walltime: str = "00:30:00"
+    way: Way = Way.PILOTS
+    walltime: int = 30
 
     def __post_init__(self) -> None:
-        """Write the configuration of FireWorks and jobflow."""
-        for name in ("faults", "logs", "launches", "configuration", "scratch"):
+        """Let the program write the configuration of FireWorks and jobflow, and edit it."""
+        for name in ("faults", "launches"):
             (self.folder / name).mkdir(parents=True)
-        for name, content in self._files().items():
-            (self.configuration / name).write_text(yaml.safe_dump(content))
+        variables = {
+            "CALCULATIONS": str(self.folder / CALCULATIONS),
+            "FAULTS": str(self.folder / "faults"),
+            "PYTHONWARNINGS": "ignore",
+        }
+        working_set.write(self.site, self.database, self.project, variables)
+        for worker in WORKERS:
+            working_set.set_walltime(self.site, worker, f"00:{self.walltime:02d}:00", self.walltime * 30)
         today = datetime.now().strftime("%Y-%m-%d")  # noqa: DTZ005 - FireWorks compares it with the local date
-        self.command(*self._tool("lpad"), "reset", "--password", today)
+        self.command("lpad", "reset", "--password", today)
 
     @property
     def launches(self) -> Path:
@@ -166,25 +194,15 @@ class Campaign:
         return self.folder / "launches"
 
     @property
-    def configuration(self) -> Path:
+    def site(self) -> Path:
         """Where the files of FireWorks and jobflow are."""
-        return self.folder / "configuration"
+        return self.folder / "site"
 
     @property
     def environment(self) -> dict[str, str]:
-        """What commands and jobs need."""
-        own = {
-            "PYTHONPATH": os.pathsep.join(map(str, (HERE.parent / "worker", HERE, ROOT))),
-            "FW_CONFIG_FILE": str(self.configuration / "FW_config.yaml"),
-            "JOBFLOW_CONFIG_FILE": str(self.configuration / "jobflow.yaml"),
-            "CALCULATIONS": str(self.folder / CALCULATIONS),
-            "FAULTS": str(self.folder / "faults"),
-            "HULLSEEKER_SCRATCH": str(self.folder / "scratch"),
-            "PYTHONWARNINGS": "ignore",
-            "OMP_NUM_THREADS": "1",
-        }
+        """What a shell knows before it sources env.sh."""
         inherited = {name: value for name, value in os.environ.items() if name != "MONGOMOCK_SERVERSTORE_FILE"}
-        return inherited | (self.slurm.environment if self.slurm else {}) | own
+        return inherited | (self.slurm.environment if self.slurm else {})
 
     def submit(self) -> str:
         """Submit the search with the program."""
@@ -198,12 +216,12 @@ class Campaign:
 
     def hullseeker(self, *arguments: str) -> str:
         """Run the program."""
-        return self.command(sys.executable, "-c", "from workflows.cli import main; main()", *arguments)
+        return self.command("hullseeker", *arguments)
 
     def command(self, *command: str) -> str:
         """Run something in the environment of the search."""
         done = subprocess.run(  # noqa: S603 - our own programs
-            command,
+            self._sourced(*command),
             env=self.environment,
             cwd=self.folder,
             capture_output=True,
@@ -217,30 +235,45 @@ class Campaign:
 
     @contextmanager
     def launching(self, folder: Path | None = None, *, spare: bool = False) -> Iterator[None]:
-        """Let launchers run as long as there is work: ``qlaunch rapidfire -m 4``, or their like without Slurm.
+        """Let launchers run as long as there is work, by ``qlaunch``, or without Slurm by ``rlaunch``.
 
         With ``spare`` they are also started for work that has yet to come.
         """
-        folder = folder or self.launches
-        if self.slurm is not None:
-            rapidfire = ["rapidfire", "-m", str(self.launchers), "--nlaunches", "infinite", "--sleep", "1"]
-            commands = [[*self._tool("qlaunch"), *(["--fill_mode"] if spare else []), *rapidfire]]
-        else:
-            commands = [[*self._tool("rlaunch"), "rapidfire", "--nlaunches", "0", "--sleep", "1"]] * self.launchers
         with (self.folder / "launchers.log").open("ab") as log:
             launchers = [
-                subprocess.Popen(command, cwd=folder, env=self.environment, stdout=log, stderr=log)  # noqa: S603
-                for command in commands
+                subprocess.Popen(  # noqa: S603 - our own programs
+                    self._sourced(*command),
+                    cwd=folder or self.launches,
+                    env=self.environment,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+                for command in self._launchers(spare=spare)
             ]
             try:
                 yield
             finally:
                 for launcher in launchers:
-                    launcher.terminate()
+                    os.killpg(launcher.pid, signal.SIGTERM)
                     launcher.wait()
 
-    def _tool(self, name: str) -> list[str]:
-        return [str(Path(sys.executable).with_name(name)), "-c", str(self.configuration)]
+    def _launchers(self, *, spare: bool) -> list[list[str]]:
+        """Return the commands of launchpad_config/README.md."""
+        site = self.site
+        if self.slurm is None:
+            again = f"while true; do rlaunch -c {site} rapidfire --nlaunches 0; sleep 1; done"  # also after kill -9
+            return [["bash", "-c", again]] * self.launchers
+        rapidfire = ["rapidfire", "-m", str(self.launchers), "--nlaunches", "infinite"]
+        if self.way == Way.RESERVATIONS:
+            return [["qlaunch", "-r", "-c", f"{site}", "-q", f"{site}/reserve_qadapter.yaml", *rapidfire]]
+        if self.way == Way.CATEGORIES:
+            files = [["-w", f"{site}/{w}_fworker.yaml", "-q", f"{site}/{w}_qadapter.yaml"] for w in CATEGORIES]
+            return [["qlaunch", "-c", str(site), *each, *rapidfire] for each in files]
+        return [["qlaunch", "-c", str(site), *(["--fill_mode"] if spare else []), *rapidfire]]
+
+    def _sourced(self, *command: str) -> list[str]:
+        return ["bash", "-c", f'source {self.site}/env.sh; exec "$@"', "bash", *command]
 
     def befall(self, name: str) -> Path:
         """Ask for a fault, as ``train 001.before.kill``; return its file."""
@@ -283,6 +316,11 @@ class Campaign:
         """Whether nothing is left to do."""
         return self.states() == DONE
 
+    def wait_until_lost(self, job: str) -> None:
+        """Wait until a launcher is missed, and resume."""
+        wait_for(lambda: job in self.lost(), f"the launcher of {job} is missed")
+        self.resume()
+
     def wait_until_done(self) -> None:
         """Wait for the end; resume whenever jobs were lost or have failed."""
         while True:
@@ -299,14 +337,24 @@ class Campaign:
                 return process
             self.resume()
 
-    def jobs(self) -> list[str]:
-        """Return a line for each time that a job was begun."""
-        return (self.folder / "faults" / "jobs.log").read_text().splitlines()
+    def has_begun(self, job: str) -> bool:
+        """Whether a job was begun."""
+        return any(run.name == job for run in self.runs())
+
+    def runs(self) -> list[Run]:
+        """Return each time that a job was begun."""
+        log = self.folder / "faults" / "jobs.log"
+        return [Run(*line.split("\t")) for line in (log.read_text() if log.exists() else "").splitlines()]
+
+    def steps(self, job: str) -> list[int]:
+        """Return the steps of a training, or the crystals of a relaxation, in the order in which they were done."""
+        lines = (self.folder / "faults" / "steps.log").read_text().splitlines()
+        return [int(line.split("\t")[1]) for line in lines if line.split("\t")[0] == job]
 
     @contextmanager
     def store(self) -> Iterator[JobStore]:
         """Open the results."""
-        specification = yaml.safe_load((self.configuration / "jobflow.yaml").read_text())["JOB_STORE"]
+        specification = yaml.safe_load((self.site / "jobflow.yaml").read_text())["JOB_STORE"]
         store = JobStore.from_dict_spec(specification)
         store.connect()
         try:
@@ -318,36 +366,3 @@ class Campaign:
         """Return what the search found."""
         with self.store() as store:
             return answer(store, self.project)
-
-    def _files(self) -> dict[str, Any]:
-        patient = {"mongoclient_kwargs": {"serverSelectionTimeoutMS": TIMEOUT_MS}}
-        store = {"database": self.project, "uri": self.database.uri} | patient
-        return {
-            "FW_config.yaml": {
-                "CONFIG_FILE_DIR": str(self.configuration),
-                "PING_TIME_SECS": 1,
-                "RUN_EXPIRATION_SECS": EXPIRATION,
-                "WFLOCK_EXPIRATION_SECS": 15,
-                "WFLOCK_EXPIRATION_KILL": True,
-                "QUEUE_UPDATE_INTERVAL": 1,
-            },
-            "my_launchpad.yaml": {"name": self.project, "host": self.database.uri, "uri_mode": True} | patient,
-            "my_fworker.yaml": {"name": "everything", "category": "", "query": "{}"},
-            "my_qadapter.yaml": {
-                "_fw_name": "CommonAdapter",
-                "_fw_q_type": "SLURM",
-                "rocket_launch": " ".join([*self._tool("rlaunch"), "rapidfire", "--nlaunches", "0", "--sleep", "1"]),
-                "nodes": 1,
-                "ntasks": 1,
-                "cpus_per_task": 1,
-                "walltime": self.walltime,
-                "queue": "debug",
-                "logdir": str(self.folder / "logs"),
-            },
-            "jobflow.yaml": {
-                "JOB_STORE": {
-                    "docs_store": {"type": "MongoStore", "collection_name": "outputs"} | store,
-                    "additional_stores": {"data": {"type": "GridFSStore", "collection_name": "blobs"} | store},
-                }
-            },
-        }

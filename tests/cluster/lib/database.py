@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pymongo import MongoClient
+from pymongo.uri_parser import parse_uri
+from relay import Relay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,13 +57,18 @@ class Database:
             self.process = None
 
     @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
     def uri(self) -> str:
         """Where it is."""
-        return f"mongodb://127.0.0.1:{self.port}"
+        return f"mongodb://{self.address}"
 
 
 class RealDatabase:
-    """A MongoDB that runs already; nothing here starts or stops it.
+    """A MongoDB that runs already; nothing here stops it.
 
     Parameters
     ----------
@@ -71,6 +78,34 @@ class RealDatabase:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
+
+
+class RelayedDatabase(RealDatabase):
+    """The same, reached by a relay that can be cut.
+
+    Parameters
+    ----------
+    uri
+        Where it is: one host, without TLS, which would notice the relay.
+    """
+
+    def __init__(self, uri: str) -> None:
+        parsed = parse_uri(uri, validate=False)
+        [(host, port)] = parsed["nodelist"]
+        self.relay = Relay(host, port or 27017)
+        self.relay.start()
+        user, at, _ = uri.removeprefix("mongodb://").partition("/")[0].rpartition("@")
+        _, _, rest = uri.removeprefix("mongodb://").partition("/")
+        options = f"{rest}{'&' if '?' in rest else '?'}directConnection=true"
+        super().__init__(f"mongodb://{user}{at}127.0.0.1:{self.relay.port}/{options}")
+
+    def start(self) -> None:
+        """Let clients reach it again."""
+        self.relay.start()
+
+    def kill(self) -> None:
+        """Cut them off."""
+        self.relay.cut()
 
 
 @contextmanager

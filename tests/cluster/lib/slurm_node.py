@@ -52,7 +52,11 @@ KillWait=2
 JobRequeue=0
 MinJobAge=300
 NodeName={host} NodeAddr=127.0.0.1 CPUs={slots} RealMemory=1000 State=UNKNOWN
-PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE OverSubscribe=NO State=UP
+PartitionName=DEFAULT Nodes={host} MaxTime=INFINITE OverSubscribe=NO State=UP
+PartitionName=debug Default=YES
+PartitionName=light
+PartitionName=ml
+PartitionName=dft
 """
 
 
@@ -125,9 +129,13 @@ class SlurmNode:
         while self.jobs() and time.monotonic() < limit:
             time.sleep(0.2)
 
-    def jobs(self) -> list[str]:
-        """Return the numbers of the jobs that wait or run."""
-        return self.run("squeue", "-h", "-o", "%A").split()
+    def jobs(self, what: str = "%A", *where: str) -> list[str]:
+        """Return the numbers of the jobs that wait or run, or what else squeue says of them."""
+        return self.run("squeue", "-h", "-o", what, *where).split()
+
+    def open(self, partition: str, *, to_all: bool = True) -> None:
+        """Let a partition begin jobs, or only take them."""
+        self.run("scontrol", "update", f"partition={partition}", f"state={'up' if to_all else 'down'}")
 
     def node_state(self) -> str:
         """Return what Slurm thinks of the node, in one word."""

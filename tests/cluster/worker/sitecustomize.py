@@ -1,9 +1,15 @@
 """Python imports this at its start where its folder is on PYTHONPATH: what befalls jobs of the cluster tests.
 
-The folder named by the variable FAULTS is asked before and after each job. A file ``JOB.before.kill`` or
-``JOB.after.kill`` there ends the process as kill -9 does, once: before the job, or when its output is stored and
-FireWorks does not know it yet. ``JOB.before.hold`` lets the job wait until the file is gone. Each job leaves a line in
-``jobs.log``.
+The folder named by the variable FAULTS is asked at some moments of each job:
+
+before   it has begun
+amid     it has relaxed AMID["relax"] crystals, or trained AMID["train"] steps
+stored   its blobs are stored, and the document that names them is not
+after    its output is stored, and FireWorks does not know it yet
+
+A file ``JOB.MOMENT.kill`` there ends the process as kill -9 does, once; ``JOB.MOMENT.hold`` lets the job wait until the
+file is gone. Each job leaves a line in ``jobs.log``: its identity, name, process and partition; each step of a
+relaxation or training one in ``steps.log``: the job and the number of the step.
 """
 
 from __future__ import annotations
@@ -16,33 +22,43 @@ import sys
 import time
 from pathlib import Path
 
-FOLDER = os.environ.get("FAULTS")
-JOBS = "jobflow.core.job"
+FOLDER = Path(os.environ.get("FAULTS", ""))
+AMID = {"relax": 3, "train": 20}
 
 
 def befall(job: str, moment: str) -> None:
     """Do to a job what the test asks for."""
-    folder = Path(FOLDER or "")
-    hold = folder / f"{job}.{moment}.hold"
+    hold = FOLDER / f"{job}.{moment}.hold"
     if hold.exists():
-        (folder / f"{job}.{moment}.held").write_text(str(os.getpid()))
+        (FOLDER / f"{job}.{moment}.held").write_text(str(os.getpid()))
     while hold.exists():
         time.sleep(0.05)
-    kill = folder / f"{job}.{moment}.kill"
+    kill = FOLDER / f"{job}.{moment}.kill"
     try:
-        kill.rename(folder / f"{job}.{moment}.killed")
+        kill.rename(FOLDER / f"{job}.{moment}.killed")
     except FileNotFoundError:
         return
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def watch(module) -> None:
-    """Let every job ask before and after."""
+def note(log: str, *words: object) -> None:
+    """Write a line."""
+    with (FOLDER / log).open("a") as file:
+        file.write("\t".join(map(str, words)) + "\n")
+
+
+def current_job() -> str:
+    """Return the name of the running job; empty outside of jobs."""
+    job = sys.modules["jobflow"].CURRENT_JOB.job
+    return job.name if job else ""
+
+
+def watch_jobs(module) -> None:
     run = module.Job.run
 
     def watched(self, *args, **kwargs):
-        with (Path(FOLDER or "") / "jobs.log").open("a") as log:
-            log.write(f"{self.uuid}/{self.index}\t{self.name}\t{os.getpid()}\n")
+        partition = os.environ.get("SLURM_JOB_PARTITION", "none")
+        note("jobs.log", f"{self.uuid}/{self.index}", self.name, os.getpid(), partition)
         befall(self.name, "before")
         response = run(self, *args, **kwargs)
         befall(self.name, "after")
@@ -51,23 +67,68 @@ def watch(module) -> None:
     module.Job.run = watched
 
 
-class Watcher(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Lets jobflow's module of jobs be loaded as always, and then changes it."""
+def watch_blobs(module) -> None:
+    update = module.GridFSStore.update
+
+    def watched(self, *args, **kwargs):
+        update(self, *args, **kwargs)
+        befall(current_job(), "stored")
+
+    module.GridFSStore.update = watched
+
+
+def watch_training(module) -> None:
+    module.SAVE_SECONDS = -1.0  # after each step
+    step = module._Run._step
+
+    def watched(self, progress):
+        if self.state.step == AMID["train"]:
+            befall(current_job(), "amid")
+        note("steps.log", current_job(), self.state.step)
+        step(self, progress)
+
+    module._Run._step = watched
+
+
+def watch_relaxation(module) -> None:
+    module.FLUSH_RESULTS = 1
+    add = module.Journal.add
+
+    def watched(self, result):
+        add(self, result)
+        note("steps.log", current_job(), result.index)
+        self.added = getattr(self, "added", 0) + 1
+        if self.added == AMID["relax"]:
+            befall(current_job(), "amid")
+
+    module.Journal.add = watched
+
+
+CHANGES = {
+    "jobflow.core.job": watch_jobs,
+    "maggma.stores.gridfs": watch_blobs,
+    "acnn.train.loop": watch_training,
+    "acnn.relax.journal": watch_relaxation,
+}
+
+
+class Watcher(importlib.abc.MetaPathFinder):
+    """Lets modules be loaded as always, and then changes them."""
 
     def find_spec(self, name, path=None, target=None):  # noqa: ARG002 - the import system's signature
-        if name != JOBS:
+        change = CHANGES.pop(name, None)
+        if change is None:
             return None
-        sys.meta_path.remove(self)
-        self.spec = importlib.util.find_spec(name)
-        return importlib.util.spec_from_loader(name, self, origin=self.spec.origin)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
 
-    def create_module(self, spec):  # noqa: ARG002 - the import system's signature
-        return importlib.util.module_from_spec(self.spec)
+        def load_and_change(module) -> None:
+            load(module)
+            change(module)
 
-    def exec_module(self, module) -> None:
-        self.spec.loader.exec_module(module)
-        watch(module)
+        spec.loader.exec_module = load_and_change
+        return spec
 
 
-if FOLDER:
+if "FAULTS" in os.environ:
     sys.meta_path.insert(0, Watcher())
