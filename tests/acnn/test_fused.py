@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -136,3 +138,13 @@ def test_a_compiler_that_fails_is_told_and_replaced(monkeypatch: pytest.MonkeyPa
         assert "PyTorch does its work" in caplog.text
     finally:
         compiled.load_library.cache_clear()
+
+
+@needs_compiler
+def test_subnormal_numbers_of_the_process_are_left_alone():
+    program = (
+        "import numpy, torch; from acnn.compiled import load_library; from acnn.neighbors import SOURCES\n"
+        "assert load_library(SOURCES) is not None\n"
+        "assert numpy.float64(1e-310) * 0.5 > 0"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)  # noqa: S603 - our own program
