@@ -76,8 +76,8 @@ def main() -> None:
         print(element, json.dumps(entry), flush=True)
         if args.save is not None:
             checkpoint.save(result.potential, args.save / f"mlearn-{element}.acnn")
-    if args.out is not None:
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        if args.out is not None:
+            args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
