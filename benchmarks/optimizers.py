@@ -33,17 +33,22 @@ MOST = 500  # calls
 ASE = {"FIRE": FIRE, "FIRE2": FIRE2, "LBFGS": LBFGS, "BFGS": BFGS, "BFGSLineSearch": BFGSLineSearch}
 
 
+class TooManyCallsError(Exception):
+    """An optimiser has not converged in the calls allowed."""
+
+
 class Counter(ACNNCalculator):
     """Count the calls, and stop at the most allowed."""
 
-    n_calls = 0
+    n_calls, last_energy = 0, np.nan
 
     def calculate(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
         """Count and compute."""
         self.n_calls += 1
         if self.n_calls > MOST:
-            raise StopIteration
+            raise TooManyCallsError
         super().calculate(*args, **kwargs)
+        self.last_energy = self.results["energy"]
 
 
 def run_ase(optimizer: Any, potential: Potential, frames: list[Atoms]) -> dict[str, Any]:  # noqa: ANN401 - a class of ASE
@@ -52,10 +57,10 @@ def run_ase(optimizer: Any, potential: Potential, frames: list[Atoms]) -> dict[s
     for atoms in frames:
         copy = atoms.copy()
         copy.calc = Counter(potential)
-        with suppress(StopIteration, ValueError):  # too many calls, or a line search that failed
+        with suppress(TooManyCallsError, ValueError):  # too many calls, or a line search that failed
             n_converged += bool(optimizer(FrechetCellFilter(copy), logfile=None).run(fmax=FMAX, steps=MOST))
         calls.append(min(copy.calc.n_calls, MOST))
-        energies.append(copy.calc.results["energy"] / len(copy))
+        energies.append(copy.calc.last_energy / len(copy))
     return figures(calls, n_converged, energies)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from io import StringIO
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from acnn.config import RelaxConfig
     from acnn.relax.interface import PotentialLike
     from acnn.relax.result import Relaxed
+
+
+PORTION = 64
+"""Structures of a file that are held as text."""
 
 
 def read_stream(path: Path) -> Iterator[Atoms]:
@@ -42,15 +48,31 @@ def read_stream(path: Path) -> Iterator[Atoms]:
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    kind = "extxyz" if path.suffix in (".xyz", ".extxyz") else None
     n_read = 0
     try:
-        for atoms in iread(path, index=":", format=kind):
-            n_read += 1
-            atoms.calc = None
-            yield atoms
+        sources = _portions(path) if path.suffix in (".xyz", ".extxyz") else (path,)
+        for source in sources:
+            for atoms in iread(source, index=":", format=None if source is path else "extxyz"):
+                n_read += 1
+                atoms.calc = None
+                yield atoms
     except (OSError, ValueError, KeyError, IndexError, StopIteration, UnicodeDecodeError, AssertionError) as error:
         raise DataError(f"{path}: structure {n_read} cannot be read: {error}") from error
+
+
+def _portions(path: Path) -> Iterator[StringIO]:
+    """Cut an extxyz file into pieces; ASE would note the place of every structure before it reads the first."""
+    with path.open() as file:
+        lines: list[str] = []
+        for number, first in enumerate(file, start=1):
+            if not first.strip():
+                break
+            lines += [first, *islice(file, int(first) + 1)]
+            if number % PORTION == 0:
+                yield StringIO("".join(lines))
+                lines = []
+        if lines:
+            yield StringIO("".join(lines))
 
 
 def annotated(result: Relaxed, pressure_gpa: float) -> Atoms:

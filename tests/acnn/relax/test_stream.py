@@ -11,7 +11,9 @@ from ase.io import read, write
 from acnn import checkpoint
 from acnn.cli import main
 from acnn.config import ModelConfig, RelaxConfig
+from acnn.errors import DataError
 from acnn.nn.potential import Potential
+from acnn.relax import stream
 from acnn.relax.stream import relax_file
 
 if TYPE_CHECKING:
@@ -61,6 +63,19 @@ def test_wrong_settings_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     command = ["relax", str(tmp_path / "in.extxyz"), "--model", str(tmp_path / "model.acnn")]
     assert main([*command, "--out", str(tmp_path / "out.extxyz"), *change]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_file_is_read_as_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stream, "PORTION", 2)
+    path = tmp_path / "in.extxyz"
+    frames = random_crystals(17, 5, (1, 4))
+    write(path, frames)
+    with path.open("a") as file:
+        file.write("2\nbroken\nAl 0 0\n")
+    found = stream.read_stream(path)
+    assert [next(found) for _ in frames] == read(path, index=":5")
+    with pytest.raises(DataError, match=r"structure 5 cannot be read"):
+        next(found)
 
 
 def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
