@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 POOL = 256  # structures in work at a time, at most
 POOL_PAIRS = 600_000  # pairs of atoms pushed apart together: bounds memory to some hundred megabytes
-FARTHEST = 3.0  # times the cube root of a cell's volume: no two kinds of atoms in it can keep further apart
+FARTHEST = 3.0  # times the cube root of a cell's volume: only needles let two kinds of atoms keep further apart
 ROUNDING = 1e-9  # Å, by which a distance may fall short for rounding alone
 
 
