@@ -222,6 +222,7 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=10)
     parser.add_argument("--labels", type=int, default=1000)
     parser.add_argument("--structures", type=int, default=10_000)
+    parser.add_argument("--repeats", type=int, default=3, help="of all but the searches of a job for each label")
     parser.add_argument("--limit", type=float, default=240.0, help="seconds for one search")
     asked = parser.parse_args()
     if asked.launch is not None:
@@ -230,25 +231,29 @@ def main() -> None:
     base = {"generations": asked.generations, "structures": asked.structures}
     fat, thin = {"labels": asked.labels, "per_job": 100}, {"labels": asked.labels, "per_job": 1}
     overhead = {"generations": 1, "structures": asked.structures, "labels": 500, "per_job": 100}
-    plan = [
+    often = [
         ("one generation", overhead, 1, True),
         ("labels in jobs of 100", base | fat, 4, True),
         ("labels in jobs of 100", base | fat, 4, False),
+    ]
+    once = [
         ("a job for each label", base | thin | {"labels": asked.labels // 5}, 4, True),
         ("a job for each label", base | thin | {"labels": asked.labels // 5}, 4, False),
     ]
     results = []
-    for name, shape, launchers, growing in plan:
+    for name, shape, launchers, growing in [*often * asked.repeats, *once]:  # in turn: others use the machine too
         results.append(simulate(name, shape, launchers, growing=growing, limit=asked.limit))
         found = results[-1]
         kind = "growing" if growing else "separate"
         print(
             f"{name:24} {kind:9} {launchers} launchers: {found['seconds']:7.1f} s, {found['fireworks']} fireworks, "
-            f"{found['launches']} launches, {found['labels']} labels"
+            f"{found['launches']} launches, {found['labels']} labels",
+            flush=True,
         )
     report = {
         "results": results,
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "cores used": len(os.sched_getaffinity(0)),
         "load": os.getloadavg(),
         "versions": {name: version(name) for name in ("fireworks", "jobflow", "maggma", "pymongo", "mongomock")},
     }

@@ -183,8 +183,7 @@ class Campaign:
             "PYTHONWARNINGS": "ignore",
         }
         working_set.write(self.site, self.database, self.project, variables)
-        for worker in WORKERS:
-            working_set.set_walltime(self.site, worker, f"00:{self.walltime:02d}:00", self.walltime * 30)
+        self.allow(self.walltime)
         today = datetime.now().strftime("%Y-%m-%d")  # noqa: DTZ005 - FireWorks compares it with the local date
         self.command("lpad", "reset", "--password", today)
 
@@ -203,6 +202,11 @@ class Campaign:
         """What a shell knows before it sources env.sh."""
         inherited = {name: value for name, value in os.environ.items() if name != "MONGOMOCK_SERVERSTORE_FILE"}
         return inherited | (self.slurm.environment if self.slurm else {})
+
+    def allow(self, minutes: int) -> None:
+        """Set the walltime of queue jobs to come."""
+        for worker in WORKERS:
+            working_set.set_walltime(self.site, worker, f"00:{minutes:02d}:00", minutes * 30)
 
     def submit(self) -> str:
         """Submit the search with the program."""
