@@ -154,7 +154,7 @@ def evaluate(potential: Potential, frames: Sequence[Atoms], *, settings: TrainCo
     energy = (result.energies - np.array([label.energy for label in labels])) / sizes
     force, stress = _differences(result, labels)
     energies = _calibration(result.energy_spreads, np.abs(energy))
-    spread, length = _force_spreads(result, labels)
+    spread, length = _force_spreads(result, labels, FIXED * float(potential.calibration[1]))
     forces = _calibration(spread, length)
     return Metrics(
         n_structures=len(labels),
@@ -195,12 +195,12 @@ def _rmse(difference: np.ndarray) -> float | None:
     return float(np.sqrt(np.square(difference).mean())) if difference.size else None
 
 
-def _force_spreads(result: Predictions, labels: Sequence[Label]) -> tuple[np.ndarray, np.ndarray]:
+def _force_spreads(result: Predictions, labels: Sequence[Label], fixed: float) -> tuple[np.ndarray, np.ndarray]:
     """Give spread and length of the error, eV/Å, of each force that is known and free; nothing for one member."""
     spreads, lengths = [np.zeros(0)], [np.zeros(0)]
     for label, force, spread in zip(labels, result.forces, result.force_spreads, strict=False):
         if label.forces is not None:
-            free = spread > FIXED
+            free = spread > fixed
             spreads.append(spread[free])
             lengths.append(np.linalg.norm(force - label.forces, axis=1)[free])
     return np.concatenate(spreads), np.concatenate(lengths)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ase.neighborlist import neighbor_list
 from ase.units import GPa
 
 from acnn.errors import DataError
@@ -171,13 +172,21 @@ def _fault(label: Label, settings: TrainConfig) -> str:
     arrays += [a for a in (label.forces, label.stress) if a is not None]
     if not all(np.isfinite(a).all() for a in arrays):
         return "not finite"
-    if atoms.pbc.any() and abs(atoms.cell.volume) < 1e-3 * len(atoms):
-        return "flat or empty cell"
-    if label.forces is not None and len(atoms) and np.abs(label.forces).max() > settings.max_force:
+    if fault := _crowding(atoms):
+        return fault
+    if label.forces is not None and np.abs(label.forces).max() > settings.max_force:
         return f"force above {settings.max_force:g} eV/Å"
     if label.stress is not None and np.abs(label.stress).max() > settings.max_pressure_gpa * GPa:
         return f"stress above {settings.max_pressure_gpa:g} GPa"
     return ""
+
+
+def _crowding(atoms: Atoms) -> str:
+    """Say whether the cell has no room for its atoms, or two of them the same place."""
+    if atoms.pbc.any() and abs(atoms.cell.volume) < 1e-3 * len(atoms):
+        return "flat or empty cell"
+    lengths = neighbor_list("d", atoms, CLOSEST_PAIR)
+    return f"atoms closer than {CLOSEST_PAIR:g} Å" if len(lengths) else ""
 
 
 def _drop_wild_energies(found: LabelSet, max_energy: float) -> None:
@@ -295,9 +304,12 @@ def split_families(
         return list(range(len(labels))), []
     _, blocks = np.unique(family_blocks(labels), return_inverse=True)
     held = np.zeros(len(labels), dtype=bool)
-    for block in rng.permutation(blocks.max() + 1):
+    order = rng.permutation(blocks.max() + 1)
+    straddling = np.bincount(blocks, ~new)[order] > 0  # relatives of what was learned come last: they tell less
+    for block in order[np.argsort(straddling, kind="stable")]:
         chosen = (blocks == block) & new
-        if not held.any() or held.sum() + chosen.sum() <= wanted:
+        first = not held.any() and new.all()  # one block at least, but never most of what is new to a warm start
+        if first or held.sum() + chosen.sum() <= wanted:
             held |= chosen
     return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import time
@@ -148,6 +149,7 @@ class _Run:
 
     def __init__(self, found: LabelSet, potential: Potential, settings: TrainConfig, seed: int, *, warm: bool) -> None:
         self.settings, self.potential, self.warm, self.dropped = settings, potential, warm, found.dropped
+        self.start = _fingerprint(potential, seed)
         rng = np.random.default_rng(seed)
         self.labels: list[Label] = found.labels
         self.learned = _digests(potential.metadata.get("learned", ""))
@@ -317,6 +319,14 @@ class _Run:
         }
         logger.info("trained on %d labels in %.1f s, %d steps", len(self.kept), state.seconds, state.step)
         return TrainResult(potential.eval(), state.history, self.dropped, len(self.kept), len(self.held), state.seconds)
+
+
+def _fingerprint(potential: Potential, seed: int) -> str:
+    """Tell the start of one training from that of another."""
+    digest = hashlib.blake2b(str(seed).encode(), digest_size=16)
+    for tensor in potential.state_dict().values():
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _digests(text: str) -> set[int]:

@@ -14,7 +14,7 @@ from acnn.nn.potential import Potential
 from acnn.train import history_csv, train
 from acnn.train.labels import family_blocks, fit_references, ownership, read_labels, split_families
 from acnn.train.loop import _digests, _Run
-from acnn.train.loss import RobustLoss, random_mixture
+from acnn.train.loss import RobustLoss, Weights, random_mixture, residuals
 from acnn.train.metrics import calibration_factors
 
 SHAPE = {"n_radial": 6, "channels": 4, "mixed_channels": 4, "hidden": (16,), "l_max": 3, "members": 2}
@@ -85,6 +85,8 @@ def test_a_state_of_another_run_is_refused(alloys, tmp_path):
     train(alloys, model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path)
     with pytest.raises(ModelError, match="other settings or labels"):
         train(alloys[:-1], model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path)
+    with pytest.raises(ModelError, match="other settings or labels"):
+        train(alloys, model=MODEL, settings=QUICK, seed=4, work_dir=tmp_path)
     (tmp_path / "train-state.safetensors").write_bytes(b"damaged")
     with pytest.raises(ModelError, match="damaged"):
         train(alloys, model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path)
@@ -149,6 +151,60 @@ def test_wild_labels_are_counted_and_do_not_hurt(alloys, other_alloys):
     clean = train(alloys, model=MODEL, settings=TrainConfig(max_steps=100), seed=0)
     errors = [evaluate(r.potential, other_alloys).force_mae_ev_per_a for r in (result, clean)]
     assert errors[0] < 1.5 * errors[1]
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.05])
+def test_atoms_on_top_of_each_other_are_set_aside(alloys, distance):
+    bad = Atoms("Cu2", positions=[[0, 0, 0], [distance, 0, 0]], cell=[4, 4, 4], pbc=True)
+    bad.calc = SinglePointCalculator(bad, energy=-1.0)
+    found = read_labels([*alloys, bad], QUICK)
+    assert found.dropped == {"atoms closer than 0.3 Å": 1}
+    assert len(found.labels) == len(alloys)
+
+
+def test_labels_of_near_atoms_leave_the_repulsion_in_place(alloys):
+    near = Atoms("Cu2", positions=[[0, 0, 0], [0.35, 0, 0]], cell=[6, 6, 6], pbc=True)
+    near.calc = SinglePointCalculator(near, energy=0.0, forces=np.zeros((2, 3)))
+    potential = train([*alloys, near], model=MODEL, settings=QUICK, seed=0).potential
+    force = predict(potential, [near]).forces[0]
+    assert force[1, 0] > 10.0
+    assert force[0, 0] < -10.0
+
+
+def test_what_labels_do_not_say_does_not_weaken_the_rest(alloys):
+    run = _Run(read_labels(alloys, QUICK), Potential(MODEL, ["Cu", "Au"], seed=3), QUICK, 0, warm=False)
+    graph, targets = run.data.batch(torch.arange(8))
+    misfits = residuals(run.potential, graph, targets, None, training=False)
+    owned = torch.ones(8, MODEL.members)
+    weights = Weights(0.0, 0.0, 1.0)
+    _, few = run.data.batch(torch.arange(8))
+    few.virial[2:] = torch.nan
+    some = residuals(run.potential, graph, few, None, training=False)
+    two, alone = run.data.batch(torch.arange(2))
+    pair = residuals(run.potential, two, alone, None, training=False)
+    whole, part, same = (
+        RobustLoss(torch.ones(40), float(run.potential.scale))(*terms, weights, owned[: len(terms[1].counts)]).item()
+        for terms in ((misfits, targets), (some, few), (pair, alone))
+    )
+    assert part == pytest.approx(same, rel=1e-3)
+    assert whole != pytest.approx(same, rel=1e-2)
+    loss = RobustLoss(torch.ones(40), float(run.potential.scale))
+    loss(misfits, targets, weights, owned)
+    before = loss.typical.clone()
+    few.virial[:] = torch.nan
+    loss(residuals(run.potential, graph, few, None, training=False), few, weights, owned)
+    assert loss.typical[2] == before[2]
+
+
+def test_a_warm_start_never_holds_out_most_of_what_is_new(alloys):
+    labels = read_labels(_simulation(alloys[0], 60), QUICK).labels
+    for number, label in enumerate(labels):
+        label.energy += number  # digests of their own
+    for n_new in range(1, 9):
+        learned = {label.digest for label in labels[:-n_new]}
+        for seed in range(10):
+            held = split_families(labels, 0.1, np.random.default_rng(seed), learned)[1]
+            assert len(held) <= 0.2 * n_new + 0.5
 
 
 def test_labels_without_forces_or_stress_are_learned(alloys):
