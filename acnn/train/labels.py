@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from ase.neighborlist import neighbor_list
 from ase.units import GPa
 
 from acnn.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from ase import Atoms
 
@@ -25,10 +24,8 @@ logger = logging.getLogger(__name__)
 
 CLOSEST_PAIR = 0.3  # Å; atoms nearer than this are a broken file, not physics
 REFERENCE_ROUNDS = 12
-BLOCK_PART = 0.02  # of all labels: a larger family is divided
-BLOCK_SIZE = 4  # neighbouring labels of one family that are never divided
-OWNED = 0.8  # part of the blocks that each committee member learns from
-HELD_NEW = 0.2  # part of the labels that are new to a potential that may be held out
+BLOCK_PART = 0.05  # of all labels: a larger family is divided
+BLOCK_SIZE = 4  # labels of one family that are never divided
 
 
 @dataclass(slots=True)
@@ -172,21 +169,13 @@ def _fault(label: Label, settings: TrainConfig) -> str:
     arrays += [a for a in (label.forces, label.stress) if a is not None]
     if not all(np.isfinite(a).all() for a in arrays):
         return "not finite"
-    if fault := _crowding(atoms):
-        return fault
-    if label.forces is not None and np.abs(label.forces).max() > settings.max_force:
+    if atoms.pbc.any() and abs(atoms.cell.volume) < 1e-3 * len(atoms):
+        return "flat or empty cell"
+    if label.forces is not None and len(atoms) and np.abs(label.forces).max() > settings.max_force:
         return f"force above {settings.max_force:g} eV/Å"
     if label.stress is not None and np.abs(label.stress).max() > settings.max_pressure_gpa * GPa:
         return f"stress above {settings.max_pressure_gpa:g} GPa"
     return ""
-
-
-def _crowding(atoms: Atoms) -> str:
-    """Say whether the cell has no room for its atoms, or two of them the same place."""
-    if atoms.pbc.any() and abs(atoms.cell.volume) < 1e-3 * len(atoms):
-        return "flat or empty cell"
-    lengths = neighbor_list("d", atoms, CLOSEST_PAIR)
-    return f"atoms closer than {CLOSEST_PAIR:g} Å" if len(lengths) else ""
 
 
 def _drop_wild_energies(found: LabelSet, max_energy: float) -> None:
@@ -249,8 +238,8 @@ def energies_above_reference(labels: Sequence[Label]) -> np.ndarray:
     return excess
 
 
-def family_blocks(labels: Sequence[Label]) -> list[str]:
-    """Name the blocks of labels that belong together: families, the dominant ones cut into runs of their own order.
+def family_blocks(labels: Sequence[Label]) -> list[int]:
+    """Group labels that belong together: families, the dominant ones cut into runs of their own order.
 
     The frames of a simulation share a family; undivided, most of a data set could be held out, or be hidden from a
     committee member. Neighbouring frames are the most alike, so runs of them stay together.
@@ -263,22 +252,20 @@ def family_blocks(labels: Sequence[Label]) -> list[str]:
     Returns
     -------
     list
-        The name of each label's block; labels that come later do not change it, unless their family becomes dominant.
+        A block number for each label, from zero, in the order of first appearance.
     """
-    largest = max(BLOCK_SIZE, BLOCK_PART * len(labels))
-    sizes = Counter(label.family for label in labels)
+    longest = max(BLOCK_SIZE, round(BLOCK_PART * len(labels)))
     seen: Counter[str] = Counter()
-    names = []
+    numbers: dict[tuple[str, int], int] = {}
+    blocks = []
     for label in labels:
-        run = seen[label.family] // BLOCK_SIZE if sizes[label.family] > largest else 0
+        key = (label.family, seen[label.family] // longest)
         seen[label.family] += 1
-        names.append(f"{label.family}:{run}")
-    return names
+        blocks.append(numbers.setdefault(key, len(numbers)))
+    return blocks
 
 
-def split_families(
-    labels: Sequence[Label], fraction: float, rng: np.random.Generator, learned: Collection[int] = ()
-) -> tuple[list[int], list[int]]:
+def split_families(labels: Sequence[Label], fraction: float, rng: np.random.Generator) -> tuple[list[int], list[int]]:
     """Divide labels into a training and a held-out part, whole blocks of a family at a time.
 
     Parameters
@@ -289,57 +276,19 @@ def split_families(
         Part to hold out.
     rng
         Decides which blocks.
-    learned
-        Digests of the labels that the potential has learned already: they would not tell its errors, so only others
-        are held out, and at most a fifth of those.
 
     Returns
     -------
     tuple
         Numbers of the training and of the held-out labels; fewer than eight labels are all learned.
     """
-    new = np.array([label.digest not in learned for label in labels])
-    wanted = round(min(fraction * len(labels), HELD_NEW * new.sum()))
+    wanted = round(fraction * len(labels))
     if wanted == 0 or len(labels) < 8:
         return list(range(len(labels))), []
-    _, blocks = np.unique(family_blocks(labels), return_inverse=True)
+    blocks = np.array(family_blocks(labels))
     held = np.zeros(len(labels), dtype=bool)
-    order = rng.permutation(blocks.max() + 1)
-    straddling = np.bincount(blocks, ~new)[order] > 0  # relatives of what was learned come last: they tell less
-    for block in order[np.argsort(straddling, kind="stable")]:
-        chosen = (blocks == block) & new
-        first = not held.any() and new.all()  # one block at least, but never most of what is new to a warm start
-        if first or held.sum() + chosen.sum() <= wanted:
+    for block in rng.permutation(blocks.max() + 1):
+        chosen = blocks == block
+        if not held.any() or held.sum() + chosen.sum() <= wanted:
             held |= chosen
     return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
-
-
-def ownership(labels: Sequence[Label], n_members: int) -> np.ndarray:
-    """Say which labels each committee member learns from: four fifths of the blocks.
-
-    It follows from the blocks' names alone, so that a member that did not learn a label does not learn it in a later
-    training either: else the members would forget to differ.
-
-    Parameters
-    ----------
-    labels
-        The labels.
-    n_members
-        Size of the committee.
-
-    Returns
-    -------
-    numpy.ndarray
-        Booleans, shape (n_labels, n_members); every label has an owner, and every member a label.
-    """
-    names = family_blocks(labels)
-    draws = {name: np.random.default_rng(_number(name)).random(n_members) for name in set(names)}
-    owners = np.array([draws[name] for name in names]) < OWNED
-    owners[owners.sum(1) == 0] = True
-    owners[:, owners.sum(0) == 0] = True
-    return owners
-
-
-def _number(name: str) -> int:
-    """Turn a name into a number that is the same in every process."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import time
@@ -18,9 +17,9 @@ from tqdm import tqdm
 from acnn.errors import ConfigError, ModelError, NumericalError
 from acnn.nn.potential import Potential
 from acnn.train.dataset import Dataset
-from acnn.train.labels import Label, LabelSet, ownership, read_labels, split_families
+from acnn.train.labels import Label, LabelSet, family_blocks, read_labels, split_families
 from acnn.train.loss import RobustLoss, Weights, energy_trust, random_mixture, residuals
-from acnn.train.metrics import calibration_factors, measure
+from acnn.train.metrics import calibration_factor, measure
 from acnn.train.optimizer import Soap
 from acnn.train.prepare import set_onsets, set_references, set_whitening
 from acnn.train.restart import RunState, load_state, save_state
@@ -35,11 +34,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WARM_PART = 0.29  # of the steps of a training from scratch, where one starts from a previous potential
 WARM_UP = 0.03  # of the training, during which the learning rate rises
 WARM_UP_STEPS = 30.0  # at least
 EXPLODED = 1e6  # a loss that no training recovers from; it starts at about one
 MOST_REWINDS = 4
+OWNED = 0.8  # part of the labels, in blocks of related ones, that each committee member learns from
 SAVE_SECONDS = 30.0
 
 
@@ -94,8 +93,8 @@ def train(
     settings
         How to fit.
     seed
-        Decides initial weights, held-out part and order; the same seed gives the same bits on the same machine as
-        long as ``max_time`` does not end or shape the training.
+        Decides initial weights, split and order; the same seed gives the same bits on the same machine as long as
+        ``max_time`` does not end or shape the training.
     previous
         Potential to start from; it is not changed. All its labels should be among ``frames``, or it forgets them.
     elements
@@ -149,11 +148,9 @@ class _Run:
 
     def __init__(self, found: LabelSet, potential: Potential, settings: TrainConfig, seed: int, *, warm: bool) -> None:
         self.settings, self.potential, self.warm, self.dropped = settings, potential, warm, found.dropped
-        self.start = _fingerprint(potential, seed)
         rng = np.random.default_rng(seed)
         self.labels: list[Label] = found.labels
-        self.learned = _digests(potential.metadata.get("learned", ""))
-        kept, held = split_families(self.labels, settings.validation_fraction, rng, self.learned)
+        kept, held = split_families(self.labels, settings.validation_fraction, rng)
         self.kept, self.held = torch.tensor(kept), torch.tensor(held, dtype=torch.int64)
         if not warm:
             set_references(potential, [self.labels[number] for number in kept])
@@ -163,7 +160,10 @@ class _Run:
         if not (warm and potential.attention is not None):
             order = self.kept[torch.randperm(len(self.kept), generator=self.generator)]
             set_whitening(potential, self.data, order, settings.batch_atoms, keep_function=warm)
-        self.owned = torch.as_tensor(ownership(self.labels, potential.n_members), dtype=potential.dtype)
+        blocks = family_blocks(self.labels)
+        owners = rng.random((max(blocks) + 1, potential.n_members)) < OWNED
+        owners[owners.sum(1) == 0] = True
+        self.owned = torch.as_tensor(owners[blocks], dtype=potential.dtype)
         excess = self.data.energy / self.data.counts
         self.loss = RobustLoss(energy_trust(excess), float(potential.scale))
         named = [(name, p) for name, p in potential.named_parameters() if p.requires_grad]
@@ -298,10 +298,7 @@ class _Run:
             for parameter, best in zip(self.parameters, self.state.best, strict=True):
                 parameter.copy_(best)
         potential, state = self.potential, self.state
-        factors = calibration_factors(potential, self.data, self.held, self.settings.batch_atoms)
-        if factors is not None:
-            potential.calibration.copy_(torch.tensor(factors))
-        learned = self.learned | {self.labels[number].digest for number in self.kept.tolist()}
+        potential.calibration.fill_(calibration_factor(potential, self.data, self.held, self.settings.batch_atoms))
         summary = {
             "n_train": len(self.kept),
             "n_held_out": len(self.held),
@@ -314,24 +311,10 @@ class _Run:
             **potential.metadata,
             "label_fingerprint": label_fingerprint,
             "train_config": self.settings.model_dump(mode="json"),
-            "learned": "".join(f"{digest:016x}" for digest in sorted(learned)),
             "trainings": [*potential.metadata.get("trainings", []), summary],
         }
         logger.info("trained on %d labels in %.1f s, %d steps", len(self.kept), state.seconds, state.step)
         return TrainResult(potential.eval(), state.history, self.dropped, len(self.kept), len(self.held), state.seconds)
-
-
-def _fingerprint(potential: Potential, seed: int) -> str:
-    """Tell the start of one training from that of another."""
-    digest = hashlib.blake2b(str(seed).encode(), digest_size=16)
-    for tensor in potential.state_dict().values():
-        digest.update(tensor.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _digests(text: str) -> set[int]:
-    """Read the digests of labels that a potential has learned, sixteen digits each."""
-    return {int(text[start : start + 16], 16) for start in range(0, len(text), 16)}
 
 
 def default_steps(n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
@@ -352,8 +335,8 @@ def default_steps(n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
         Optimiser steps.
     """
     batches = max(1, round(n_atoms / settings.batch_atoms))
-    steps = min(int(800 * batches**0.6), 40000)
-    return max(150, round(WARM_PART * steps)) if warm else steps
+    steps = min(int(400 * batches**0.6), 40000)
+    return max(150, steps // 4) if warm else steps
 
 
 def check_settings(settings: TrainConfig) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 WILD_FORCE = 4.0  # typical forces beyond which a force counts less
 WILD_ENERGY = 1.0  # eV/atom above the lowest structures, beyond which an energy counts less
-HUBER = 1.0  # typical misfits beyond which the loss grows linearly
+HUBER = 5.0  # typical misfits beyond which the loss grows linearly
 
 
 @dataclass(slots=True)
@@ -167,9 +167,6 @@ class RobustLoss:
         force_trust = 1.0 / (1.0 + (size / WILD_FORCE).square())
         virial_size = torch.nan_to_num(targets.virial).flatten(1).norm(dim=1) / targets.counts / self.scale
         virial_trust = 1.0 / (1.0 + (virial_size / WILD_FORCE).square())
-        # what a label does not say counts for nothing, so that it does not make the rest count less
-        force_trust = force_trust * torch.isfinite(targets.forces).all(1)
-        virial_trust = virial_trust * torch.isfinite(targets.virial).flatten(1).all(1)
         terms = (
             (misfits.energy, energy_trust[:, None] * owned, weights.energy),
             (misfits.force, force_trust[:, None].expand_as(misfits.force), weights.force),
@@ -187,8 +184,7 @@ class RobustLoss:
         """Follow the typical misfit; give the size from which the loss grows linearly."""
         now = float((trust * misfit.abs()).sum() / trust.sum().clamp(min=1e-6))
         before = float(self.typical[kind])
-        if float(trust.sum()) > 0:
-            self.typical[kind] = now if before < 0 else 0.95 * before + 0.05 * now
+        self.typical[kind] = now if before < 0 else 0.95 * before + 0.05 * now
         return HUBER * max(1e-4, float(self.typical[kind]))
 
 

@@ -62,7 +62,7 @@ class RunState:
 
 
 def identity(run: Any) -> dict[str, Any]:  # noqa: ANN401 - the loop's own class, which imports this module
-    """Say what a state belongs to: settings, labels, shape, seed and the weights that it started from."""
+    """Say what a state belongs to: settings, labels and shape."""
     digest = 0
     for label in run.labels:
         digest = (digest * 1000003 + label.digest) % (1 << 61)
@@ -71,7 +71,7 @@ def identity(run: Any) -> dict[str, Any]:  # noqa: ANN401 - the loop's own class
         "model": run.potential.config.model_dump(mode="json"),
         "elements": list(run.potential.elements),
         "labels": digest,
-        "start": run.start,
+        "warm": run.warm,
     }
 
 
