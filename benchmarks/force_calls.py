@@ -199,7 +199,7 @@ def main() -> None:
     if args.frames is not None:
         peer(args)
         return
-    from relax import machine, random_crystals  # noqa: PLC0415 - needs torch and acnn
+    from relax import machine, publish, random_crystals  # noqa: PLC0415 - needs torch and acnn
 
     frames = random_crystals(1, 170, (8, 16))
     report: dict[str, Any] = {"benchmark": "force_calls", "machine": machine(), "acnn": [], "peers": []}
@@ -225,10 +225,7 @@ def main() -> None:
     report["times_faster_than"] = {name: value / together for name, value in times.items()}
     report["required"] = REQUIRED
     report["reached"] = {name: report["times_faster_than"][name] >= least for name, least in REQUIRED.items()}
-    text = json.dumps(report, indent=1)
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text + "\n")
+    publish(report, args.out)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ counts as much as a strain of one. Every call of the potential is counted, those
 from __future__ import annotations
 
 import argparse
-import json
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE, FIRE2, LBFGS, BFGSLineSearch
-from relax import FMAX, get_model, machine, random_crystals
+from relax import FMAX, get_model, machine, publish, random_crystals
 
 from acnn.calculator import ACNNCalculator
 from acnn.config import RelaxConfig
@@ -101,10 +100,7 @@ def main() -> None:
         pool.CELL_LENGTH = length
         report[f"ours, cell length {length}"] = run_ours(potential, frames, 20)
     report["cell_length"] = pool.CELL_LENGTH = default
-    text = json.dumps(report, indent=1)
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text + "\n")
+    publish(report, args.out)
 
 
 if __name__ == "__main__":

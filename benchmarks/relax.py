@@ -27,6 +27,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.filters import FrechetCellFilter
 from ase.neighborlist import neighbor_list
 from ase.optimize import FIRE
+from relax_checks import FMAX
 
 from acnn import checkpoint
 from acnn.batch import Batch
@@ -37,7 +38,6 @@ from acnn.nn.potential import Potential
 from acnn.relax import Relaxed, relax
 from acnn.train import train
 
-FMAX = 0.02  # eV/Å
 CLOSEST = 2.0  # Å, of the random crystals
 PRESSURE_GPA = 50.0
 
@@ -274,6 +274,14 @@ def compare(potential: Potential, report: dict[str, Any], *, quick: bool) -> Non
         report["reached"]["5 times TorchSim"] = report["times_faster_than_torchsim"] >= 5.0
 
 
+def publish(report: dict[str, Any], out: Path | None) -> None:
+    """Print a report as JSON, and write it where that was asked for."""
+    text = json.dumps(report, indent=1)
+    print(text)
+    if out is not None:
+        out.write_text(text + "\n")
+
+
 def main() -> None:
     """Run everything, write JSON, and fail if anything was not reached."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -288,10 +296,7 @@ def main() -> None:
     potential = get_model(args.model, 60.0 if args.quick else 300.0)
     report: dict[str, Any] = {"machine": machine(), "dtype": str(potential.dtype), "members": potential.n_members}
     (scale if args.workers else compare)(potential, report, quick=args.quick)
-    text = json.dumps(report, indent=1)
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text + "\n")
+    publish(report, args.out)
     missed = [name for name, reached in report["reached"].items() if not reached]
     assert not missed, missed
 

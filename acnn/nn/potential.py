@@ -29,7 +29,6 @@ PIECE_ATOMS = {"cpu": 512, "cuda": 65536}
 
 CLOSEST = 1e-3  # Å; distances are not taken smaller, so that coinciding atoms give large, finite numbers
 
-
 FIXED = 1e-5  # eV/Å; members that agree better do so by symmetry, and their spread says nothing
 
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from fireworks import LaunchPad
     from jobflow import JobStore
 
+    from workflows.config import SearchConfig
+
 pytestmark = pytest.mark.integration
 
 CHUNKS = ("label 000.1", "label 000.2")
@@ -208,11 +210,17 @@ def test_what_somebody_holds_is_left_and_what_waits_too_long_is_released(tiny_co
     assert states(launchpad)["generate 000.0"] == "PAUSED"
 
 
-@pytest.mark.usefixtures("store")
-def test_a_reserved_job_is_released_when_the_queue_does_not_know_it(tiny_config, launchpad):
+def reserved(tiny_config: Callable[[], SearchConfig], launchpad: LaunchPad) -> tuple[int, int]:
+    """Submit a search and reserve one of its jobs: numbers of firework and launch."""
     submit_search(tiny_config(), launchpad)
     number = launchpad.fireworks.find_one({"name": "generate 000.1"})["fw_id"]
     _, launch_id = launchpad.reserve_fw(FWorker(), ".", fw_id=number)
+    return number, launch_id
+
+
+@pytest.mark.usefixtures("store")
+def test_a_reserved_job_is_released_when_the_queue_does_not_know_it(tiny_config, launchpad):
+    _, launch_id = reserved(tiny_config, launchpad)
     now = datetime.now(UTC)
     later = now + timedelta(minutes=1)
     empty = Queue(later, frozenset())
@@ -231,9 +239,7 @@ def test_a_reserved_job_is_released_when_the_queue_does_not_know_it(tiny_config,
 
 @pytest.mark.usefixtures("store")
 def test_a_reserved_job_that_began_meanwhile_is_left(tiny_config, launchpad):
-    submit_search(tiny_config(), launchpad)
-    number = launchpad.fireworks.find_one({"name": "generate 000.1"})["fw_id"]
-    _, launch_id = launchpad.reserve_fw(FWorker(), ".", fw_id=number)
+    number, launch_id = reserved(tiny_config, launchpad)
     launchpad.set_reservation_id(launch_id, "17")
     jobs = read_jobs(launchpad, "tiny")
     [case] = diagnose(launchpad, jobs, 900, Queue(datetime.now(UTC) + timedelta(minutes=1), frozenset()))
