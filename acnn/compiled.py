@@ -1,4 +1,4 @@
-"""Functions in C, compiled at first use where a C compiler is found.
+"""Functions in C and CUDA, compiled at first use where there is a compiler: C's own on a CPU, CUDA's (NVRTC) on a GPU.
 
 Nothing depends on them: without a compiler, or with ``ACNN_NATIVE=0`` in the environment, PyTorch does the same work.
 """
@@ -16,7 +16,9 @@ import tempfile
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+from acnn.cuda import build_cuda
 
 if TYPE_CHECKING:
     import torch
@@ -35,43 +37,93 @@ TIMEOUT = 120.0
 """Longest time that the compiler may take, s."""
 
 
-@cache
-def load_library(sources: tuple[str, ...], defines: tuple[str, ...] = ()) -> ctypes.CDLL | None:
-    """Compile and load a library, once.
+class Library(Protocol):
+    """Compiled functions of many items each."""
+
+    def run(self, name: str, n: int, *arguments: torch.Tensor | float) -> None:
+        """Call a function.
+
+        Parameters
+        ----------
+        name
+            The function.
+        n
+            Number of items, its first argument.
+        *arguments
+            What follows: tensors, contiguous and on the library's device, are passed as addresses, int as int64_t,
+            float as double.
+        """
+
+
+def load_library(sources: tuple[str, ...], device: torch.device, defines: tuple[str, ...] = ()) -> Library | None:
+    """Compile and load functions, once.
 
     Parameters
     ----------
     sources
         Files below this package; the first includes the others.
+    device
+        Where the functions run.
     defines
         Further options of the compiler.
 
     Returns
     -------
-    ctypes.CDLL | None
+    Library | None
         None where there is no compiler, or it is switched off.
     """
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if os.environ.get("ACNN_NATIVE") == "0" or compiler is None:
+    return _load(sources, device.type, device.index or 0, defines)
+
+
+@cache
+def _load(sources: tuple[str, ...], kind: str, number: int, defines: tuple[str, ...]) -> Library | None:
+    """Do so for a kind of device and its number."""
+    if os.environ.get("ACNN_NATIVE") == "0":
         return None
+    texts = {Path(name).name: resources.files("acnn").joinpath(name).read_text() for name in sources}
     try:
-        return ctypes.CDLL(str(_compiled(compiler, sources, defines)))
-    except (OSError, subprocess.SubprocessError) as error:
+        if kind == "cuda":
+            return build_cuda(texts, number, defines)
+        compiler = shutil.which(os.environ.get("CC", "cc"))
+        if kind != "cpu" or compiler is None:
+            return None
+        return _CLibrary(ctypes.CDLL(str(_compiled(compiler, texts, defines))))
+    except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
         logger.warning("%s could not be built, PyTorch does its work: %s", sources[0], error)
         return None
 
 
-def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
+class _CLibrary:
+    """Functions on the CPU, one item after the other."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+
+    def run(self, name: str, n: int, *arguments: torch.Tensor | float) -> None:
+        """Call a function; see :class:`Library`."""
+        getattr(self._library, name)(ctypes.c_int64(n), *map(_argument, arguments))
+
+
+def _argument(value: torch.Tensor | float) -> ctypes.c_int64 | ctypes.c_double | ctypes.c_void_p:
+    """Give a value as C takes it."""
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    if isinstance(value, float):
+        return ctypes.c_double(value)
+    return ctypes.c_void_p(pointer(value))
+
+
+def pointer(tensor: torch.Tensor) -> int:
     """Give the address of a tensor's data.
 
     Parameters
     ----------
     tensor
-        On the CPU; must live as long as the address is used.
+        Must live as long as the address is used.
 
     Returns
     -------
-    ctypes.c_void_p
+    int
         The address.
 
     Raises
@@ -81,25 +133,27 @@ def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
     """
     if not tensor.is_contiguous():
         raise ValueError("expected a contiguous tensor")
-    return ctypes.c_void_p(tensor.data_ptr())
+    return tensor.data_ptr()
 
 
-def _compiled(compiler: str, sources: tuple[str, ...], defines: tuple[str, ...]) -> Path:
+def _compiled(compiler: str, texts: dict[str, str], defines: tuple[str, ...]) -> Path:
     """Find the library in the user's cache, or build it there."""
-    texts = [resources.files("acnn").joinpath(name).read_bytes() for name in sources]
     command = [compiler, *OPTIONS, *defines]
-    mark = hashlib.sha256(b"\n".join([*texts, *(part.encode() for part in command), _processor()]))
+    mark = hashlib.sha256(b"\n".join([*(part.encode() for part in (*texts.values(), *command)), _processor()]))
     root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "acnn"
-    path = root / f"{Path(sources[0]).stem}-{mark.hexdigest()[:16]}.so"
+    first = next(iter(texts))
+    path = root / f"{Path(first).stem}-{mark.hexdigest()[:16]}.so"
     if not path.exists():
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=root) as folder:
-            files = [Path(folder) / Path(name).name for name in sources]
-            for file, text in zip(files, texts, strict=True):
-                file.write_bytes(text)
+            for name, text in texts.items():
+                (Path(folder) / name).write_text(text)
             built = Path(folder) / "library.so"
             subprocess.run(  # noqa: S603 - the compiler of the machine, on our own source
-                [*command, str(files[0]), "-o", str(built), "-lm"], check=True, capture_output=True, timeout=TIMEOUT
+                [*command, str(Path(folder) / first), "-o", str(built), "-lm"],
+                check=True,
+                capture_output=True,
+                timeout=TIMEOUT,
             )
             built.replace(path)
     return path

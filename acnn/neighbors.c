@@ -1,6 +1,5 @@
 /* The neighbour search of neighbors.py, atom by atom, and the guard of the relaxation on distances. */
-#include <math.h>
-#include <stdint.h>
+#include "loop.h"
 
 /* The lower triangle of a cell whose vectors are sorted by length, and what gives fractional coordinates. */
 typedef struct {
@@ -16,7 +15,8 @@ static double dot(const double *a, const double *b)
 
 static Frame frame_of(const double *cell)
 {
-    Frame f = {.order = {0, 1, 2}};
+    Frame f;
+    for (int k = 0; k < 3; k++) f.order[k] = k;
     for (int i = 0; i < 3; i++)
         for (int j = i + 1; j < 3; j++) {
             const double *one = cell + 3 * f.order[i], *other = cell + 3 * f.order[j];
@@ -53,62 +53,59 @@ static inline int64_t interval(double middle, double half, double *low)
 
 /*
  * Fill rows of `width` neighbours with index and lattice image, padded by the atom itself; counts may be larger than the
- * width, where a row is cut short. `fractional` is room for n_atoms times 3.
+ * width, where a row is cut short. The atoms of structure s are those from starts[s] to starts[s + 1].
  */
-void search(int64_t n_atoms, const double *positions, const double *cells, const int64_t *system, double cutoff, double slack,
-            int64_t width, double *fractional, int64_t *index, float *shift, int64_t *counts)
+KERNEL search(int64_t n_atoms, const double *positions, const double *cells, const int64_t *system, const int64_t *starts,
+              double cutoff, double slack, int64_t width, int64_t *index, float *shift, int64_t *counts)
 {
-    for (int64_t first = 0, end; first < n_atoms; first = end) {
-        Frame f = frame_of(cells + 9 * system[first]);
-        double largest = 0;
-        for (end = first; end < n_atoms && system[end] == system[first]; end++)
+    EACH(i, n_atoms) {
+        Frame f = frame_of(cells + 9 * system[i]);
+        const double *own = positions + 3 * i;
+        int64_t n = 0;
+        for (int64_t j = starts[system[i]]; j < starts[system[i] + 1]; j++) {
+            double v[3], d[3], largest = 0, n1, n2, n3;
+            for (int a = 0; a < 3; a++) v[a] = positions[3 * j + a] - own[a];
             for (int k = 0; k < 3; k++) {
-                double x = fractional[3 * end + k] = dot(positions + 3 * end, f.inverse[k]);
-                if (fabs(x) > largest) largest = fabs(x);
+                d[k] = dot(v, f.inverse[k]);
+                largest = fmax(largest, fabs(d[k]));
             }
-        double spare = slack * (1 + largest);
-        for (int64_t i = first; i < end; i++) {
-            int64_t n = 0;
-            for (int64_t j = first; j < end; j++) {
-                const double *d = fractional + 3 * j, *own = fractional + 3 * i;
-                double d1 = d[0] - own[0], d2 = d[1] - own[1], d3 = d[2] - own[2], n1, n2, n3;
-                int64_t planes = interval(d3, cutoff / f.l33 + spare, &n3);
-                for (; planes > 0; planes--, n3++) {
-                    double x3 = d3 + n3, y3 = x3 * f.l33, left3 = fmax(cutoff * cutoff - y3 * y3, 0);
-                    int64_t lines = interval(d2 + x3 * f.l32 / f.l22, sqrt(left3) / f.l22 + spare, &n2);
-                    for (; lines > 0; lines--, n2++) {
-                        double x2 = d2 + n2, y2 = x2 * f.l22 + x3 * f.l32, left2 = fmax(left3 - y2 * y2, 0);
-                        double offset = x3 * f.l31 + x2 * f.l21;
-                        int64_t points = interval(d1 + offset / f.l11, sqrt(left2) / f.l11 + spare, &n1);
-                        for (; points > 0; points--, n1++) {
-                            double y1 = (d1 + n1) * f.l11 + offset;
-                            if (y1 * y1 + y2 * y2 + y3 * y3 >= cutoff * cutoff) continue;
-                            if (i == j && n1 == 0 && n2 == 0 && n3 == 0) continue;
-                            if (n < width) {
-                                float *s = shift + 3 * (width * i + n);
-                                index[width * i + n] = j;
-                                s[f.order[0]] = (float)n1, s[f.order[1]] = (float)n2, s[f.order[2]] = (float)n3;
-                            }
-                            n++;
+            double spare = slack * (1 + largest);
+            int64_t planes = interval(d[2], cutoff / f.l33 + spare, &n3);
+            for (; planes > 0; planes--, n3++) {
+                double x3 = d[2] + n3, y3 = x3 * f.l33, left3 = fmax(cutoff * cutoff - y3 * y3, 0.0);
+                int64_t lines = interval(d[1] + x3 * f.l32 / f.l22, sqrt(left3) / f.l22 + spare, &n2);
+                for (; lines > 0; lines--, n2++) {
+                    double x2 = d[1] + n2, y2 = x2 * f.l22 + x3 * f.l32, left2 = fmax(left3 - y2 * y2, 0.0);
+                    double offset = x3 * f.l31 + x2 * f.l21;
+                    int64_t points = interval(d[0] + offset / f.l11, sqrt(left2) / f.l11 + spare, &n1);
+                    for (; points > 0; points--, n1++) {
+                        double y1 = (d[0] + n1) * f.l11 + offset;
+                        if (y1 * y1 + y2 * y2 + y3 * y3 >= cutoff * cutoff) continue;
+                        if (i == j && n1 == 0 && n2 == 0 && n3 == 0) continue;
+                        if (n < width) {
+                            float *s = shift + 3 * (width * i + n);
+                            index[width * i + n] = j;
+                            s[f.order[0]] = (float)n1, s[f.order[1]] = (float)n2, s[f.order[2]] = (float)n3;
                         }
+                        n++;
                     }
                 }
             }
-            counts[i] = n;
-            for (; n < width; n++) {
-                index[width * i + n] = i;
-                for (int k = 0; k < 3; k++) shift[3 * (width * i + n) + k] = 0;
-            }
+        }
+        counts[i] = n;
+        for (; n < width; n++) {
+            index[width * i + n] = i;
+            for (int k = 0; k < 3; k++) shift[3 * (width * i + n) + k] = 0;
         }
     }
 }
 
-/* Lower each structure's smallest distance in units of the pair's limit, by atomic number [n_numbers][n_numbers]. */
-void closest(int64_t n_atoms, const double *positions, const double *cells, const int64_t *system, const int64_t *numbers,
-             int64_t width, const int64_t *index, const float *shift, const uint8_t *mask, int64_t n_numbers,
-             const double *limits, double *ratio)
+/* Each atom's smallest distance in units of the pair's limit, by atomic number [n_numbers][n_numbers]. */
+KERNEL closest(int64_t n_atoms, const double *positions, const double *cells, const int64_t *system, const int64_t *numbers,
+               int64_t width, const int64_t *index, const float *shift, const uint8_t *mask, int64_t n_numbers,
+               const double *limits, double *ratio)
 {
-    for (int64_t i = 0; i < n_atoms; i++) {
+    EACH(i, n_atoms) {
         const double *cell = cells + 9 * system[i], *own = positions + 3 * i, *limit = limits + n_numbers * numbers[i];
         double smallest = INFINITY;
         for (int64_t k = width * i; k < width * (i + 1) && mask[k]; k++) {
@@ -122,6 +119,6 @@ void closest(int64_t n_atoms, const double *positions, const double *cells, cons
             double part = square / (least * least);
             if (!(part >= smallest)) smallest = part >= 0 ? part : 0; /* what is no number is no distance */
         }
-        if (sqrt(smallest) < ratio[system[i]]) ratio[system[i]] = sqrt(smallest);
+        ratio[i] = sqrt(smallest);
     }
 }

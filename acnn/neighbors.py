@@ -8,21 +8,19 @@ reduced first.
 
 from __future__ import annotations
 
-from ctypes import c_double, c_int64
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 
-from acnn.compiled import load_library, pointer
+from acnn.compiled import load_library
 
 if TYPE_CHECKING:
-    from ctypes import CDLL
-
     from acnn.batch import Batch
+    from acnn.compiled import Library
 
-SOURCES = ("neighbors.c",)
+SOURCES = ("neighbors.c", "loop.h")
 
 FIRST_WIDTH = 64
 """Neighbours of an atom for which there is room at first."""
@@ -91,7 +89,7 @@ def build_neighbors(batch: Batch, cutoff: float) -> Neighbors:
     -----
     Cost is in proportion to the number of neighbours plus the number of pairs of atoms within each structure.
     """
-    library = None if batch.positions.is_cuda else load_library(SOURCES)
+    library = load_library(SOURCES, batch.positions.device)
     if library is not None:
         return _search_compiled(library, batch, cutoff)
     geometry = _Geometry(batch, cutoff)
@@ -102,24 +100,23 @@ def build_neighbors(batch: Batch, cutoff: float) -> Neighbors:
     return _pad(center, neighbor, shift, batch)
 
 
-def _search_compiled(library: CDLL, batch: Batch, cutoff: float) -> Neighbors:
+def _search_compiled(library: Library, batch: Batch, cutoff: float) -> Neighbors:
     """Search atom by atom; again with longer rows, where the first guess was too short."""
-    n_atoms = batch.n_atoms
+    n_atoms, device = batch.n_atoms, batch.positions.device
     positions, cells = batch.positions.detach().double().contiguous(), batch.cells.detach().double().contiguous()
-    system, room = batch.system.contiguous(), torch.empty_like(positions)
-    counts = torch.empty(n_atoms, dtype=torch.int64)
+    starts = torch.searchsorted(batch.system, torch.arange(batch.n_systems + 1, device=device))
+    counts = torch.empty(n_atoms, dtype=torch.int64, device=device)
     slack = SLACK * torch.finfo(positions.dtype).eps
     width, most = 0, FIRST_WIDTH
     while width < most:
         width = most
-        index = torch.empty((n_atoms, width), dtype=torch.int64)
-        shift = torch.empty((n_atoms, width, 3), dtype=torch.float32)
-        sizes = c_double(cutoff), c_double(slack), c_int64(width)
-        places = map(pointer, (room, index, shift, counts))
-        library.search(c_int64(n_atoms), pointer(positions), pointer(cells), pointer(system), *sizes, *places)
+        index = torch.empty((n_atoms, width), dtype=torch.int64, device=device)
+        shift = torch.empty((n_atoms, width, 3), dtype=torch.float32, device=device)
+        geometry = (positions, cells, batch.system.contiguous(), starts)
+        library.run("search", n_atoms, *geometry, float(cutoff), slack, width, index, shift, counts)
         most = max(1, int(counts.max()))
     index, shift = index[:, :most].contiguous(), shift[:, :most].to(batch.positions.dtype).contiguous()
-    return Neighbors(index, shift, torch.arange(most) < counts[:, None])
+    return Neighbors(index, shift, torch.arange(most, device=device) < counts[:, None])
 
 
 class _Geometry:

@@ -1,4 +1,4 @@
-"""Energies and forces on a CPU with every gradient written out, in compiled loops; the weights are read once."""
+"""Energies and forces with every gradient written out, in compiled loops; the weights are read once."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def kernel_for(potential: Potential, closest: float) -> Kernel | None:
     Returns
     -------
     Kernel | None
-        None where PyTorch has to do the work: on a GPU, with attention or with two cutoffs, without a compiler.
+        None where PyTorch has to do the work: with attention, with two cutoffs or without a compiler.
     """
     config = potential.config
     simple = config.radial_cutoff == config.angular_cutoff and potential.attention is None and config.max_factors >= 2
-    if not simple or potential.device.type != "cpu":
+    if not simple:
         return None
     shape = Shape(
         dtype=potential.dtype,
@@ -86,7 +86,7 @@ def kernel_for(potential: Potential, closest: float) -> Kernel | None:
         "zbl_weights": ZBL_WEIGHTS,
         "zbl_rates": ZBL_RATES,
     }
-    return load_kernel(shape, constants)
+    return load_kernel(shape, constants, potential.device)
 
 
 class Fused:
@@ -132,7 +132,9 @@ class Fused:
                 charge=repulsion.charges,
                 length=repulsion.lengths,
             )
-            self._weights = Weights(*(getattr(weights, f.name).detach().contiguous() for f in fields(Weights)))
+            self._weights = Weights(
+                *(getattr(weights, f.name).detach().to(species.device).contiguous() for f in fields(Weights))
+            )
 
     def __call__(
         self, batch: Batch, neighbors: Neighbors, species: torch.Tensor

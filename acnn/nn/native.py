@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from acnn.compiled import load_library, pointer
+from acnn.cuda import threads_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from acnn.batch import Batch
+    from acnn.compiled import Library
     from acnn.neighbors import Neighbors
 
 FUNCTIONS = {torch.float32: ("float", "sqrtf", "expf"), torch.float64: ("double", "sqrt", "exp")}
 
-SOURCES = tuple(f"nn/kernel/{name}" for name in ("kernel.c", "lanes.h", "network.h", "invariants.h", "neighborhood.h"))
+HEADERS = ("loop.h", *(f"nn/kernel/{name}.h" for name in ("atoms", "lanes", "network", "invariants", "neighborhood")))
+
+SOURCES = {"cpu": ("nn/kernel/kernel.c", *HEADERS), "cuda": ("nn/kernel/kernel.cu", *HEADERS)}
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ class Kernel:
         What it was compiled for.
     """
 
-    def __init__(self, library: ctypes.CDLL, shape: Shape) -> None:
+    def __init__(self, library: Library, shape: Shape) -> None:
         self._library = library
         self.shape = shape
         real = ctypes.c_float if shape.dtype is torch.float32 else ctypes.c_double
@@ -176,6 +180,7 @@ class Kernel:
         MemoryError
             If the memory does not suffice.
         """
+        device = weights.table.device
         sizes = (len(weights.table), len(weights.turns), len(weights.terms))
         model = self._model(*sizes, *(pointer(getattr(weights, field.name)) for field in fields(Weights)), *numbers)
         inputs = (
@@ -187,16 +192,29 @@ class Kernel:
             neighbors.shift.float().contiguous(),
             neighbors.mask.contiguous(),
         )
-        structures = _Structures(neighbors.index.shape[1], *map(pointer, inputs))
+        width = neighbors.index.shape[1]
+        structures = _Structures(width, *map(pointer, inputs))
         order = torch.argsort(species, stable=True)
         energies = weights.table.new_empty((batch.n_atoms, self.shape.members))
         forces = weights.table.new_zeros((batch.n_atoms, 3))
         virial = weights.table.new_zeros((batch.n_systems, 3, 3))
-        addresses = map(pointer, (order, energies, forces, virial))
-        n_atoms = ctypes.c_int64(batch.n_atoms)
-        if self._library.evaluate(ctypes.byref(model), ctypes.byref(structures), n_atoms, *addresses):
-            raise MemoryError(f"no memory for {batch.n_atoms} atoms with up to {neighbors.index.shape[1]} neighbours")
+        places = (_packed(model, device), _packed(structures, device), order, energies, forces, virial)
+        if device.type == "cuda":
+            size = torch.empty(1, dtype=torch.int64, device=device)
+            self._library.run("measure", 1, sizes[0], width, size)
+            room = torch.empty(threads_for(batch.n_atoms) * int(size), dtype=torch.uint8, device=device)
+            self._library.run("evaluate", batch.n_atoms, *places, room, int(size))
+        else:
+            failed = torch.zeros(1, dtype=torch.int32)
+            self._library.run("evaluate", batch.n_atoms, *places, failed)
+            if failed:
+                raise MemoryError(f"no memory for {batch.n_atoms} atoms with up to {width} neighbours")
         return energies, forces, 0.5 * (virial + virial.mT)
+
+
+def _packed(structure: ctypes.Structure, device: torch.device) -> torch.Tensor:
+    """Put a structure of C where the kernel reads it."""
+    return torch.frombuffer(bytearray(structure), dtype=torch.uint8).to(device)
 
 
 class _Structures(ctypes.Structure):
@@ -208,7 +226,9 @@ class _Structures(ctypes.Structure):
     ]
 
 
-def load_kernel(shape: Shape, constants: Mapping[str, float | tuple[float, ...]]) -> Kernel | None:
+def load_kernel(
+    shape: Shape, constants: Mapping[str, float | tuple[float, ...]], device: torch.device
+) -> Kernel | None:
     """Compile and load the kernel for one shape of model, once.
 
     Parameters
@@ -217,13 +237,15 @@ def load_kernel(shape: Shape, constants: Mapping[str, float | tuple[float, ...]]
         What it is compiled for.
     constants
         Further constants by name.
+    device
+        Where it runs.
 
     Returns
     -------
     Kernel | None
         None where there is no compiler, or it is switched off.
     """
-    if shape.dtype not in FUNCTIONS:
+    if shape.dtype not in FUNCTIONS or device.type not in SOURCES:
         return None
-    library = load_library(SOURCES, tuple(shape.defines(constants)))
+    library = load_library(SOURCES[device.type], device, tuple(shape.defines(constants)))
     return None if library is None else Kernel(library, shape)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from ctypes import c_int64
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from ase.data import atomic_numbers, covalent_radii
 
-from acnn.compiled import load_library, pointer
+from acnn.compiled import load_library
 from acnn.errors import ConfigError
 from acnn.neighbors import SOURCES
 from acnn.relax.result import FailureReason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from ctypes import CDLL
 
     from acnn.batch import Batch
+    from acnn.compiled import Library
     from acnn.config import RelaxConfig
     from acnn.neighbors import Neighbors
 
@@ -102,26 +101,25 @@ def closest_ratio(batch: Batch, neighbors: Neighbors, table: torch.Tensor) -> to
     torch.Tensor
         Smallest ratio, infinite for a structure without neighbours, shape (n_systems,).
     """
-    library = None if batch.positions.is_cuda else load_library(SOURCES)
+    library = load_library(SOURCES, batch.positions.device)
     if library is not None:
-        return _closest_compiled(library, batch, neighbors, table)
-    distances = neighbors.vectors(batch).square().sum(2).sqrt()
-    limits = table[batch.numbers[:, None], batch.numbers[neighbors.index]]
-    ratio = (distances / limits).masked_fill(~neighbors.mask, torch.inf).amin(1)
-    ratio = torch.where(torch.isfinite(ratio) | torch.isinf(ratio), ratio, torch.zeros_like(ratio))
+        ratio = _closest_compiled(library, batch, neighbors, table)
+    else:
+        distances = neighbors.vectors(batch).square().sum(2).sqrt()
+        limits = table[batch.numbers[:, None], batch.numbers[neighbors.index]]
+        ratio = (distances / limits).masked_fill(~neighbors.mask, torch.inf).amin(1)
+        ratio = torch.where(torch.isfinite(ratio) | torch.isinf(ratio), ratio, torch.zeros_like(ratio))
     smallest = torch.full((batch.n_systems,), torch.inf, dtype=ratio.dtype, device=ratio.device)
     return smallest.scatter_reduce(0, batch.system, ratio, "amin")
 
 
-def _closest_compiled(library: CDLL, batch: Batch, neighbors: Neighbors, table: torch.Tensor) -> torch.Tensor:
-    """Do the same pair by pair."""
-    ratio = torch.full((batch.n_systems,), torch.inf, dtype=torch.float64)
+def _closest_compiled(library: Library, batch: Batch, neighbors: Neighbors, table: torch.Tensor) -> torch.Tensor:
+    """Give the smallest ratio of each atom, pair by pair."""
+    ratio = torch.empty(batch.n_atoms, dtype=torch.float64, device=table.device)
     atoms = batch.positions.double(), batch.cells.double(), batch.system, batch.numbers
     pairs = neighbors.index, neighbors.shift.float(), neighbors.mask
-    kept = [tensor.contiguous() for tensor in (*atoms, *pairs, table.double(), ratio)]
-    sizes = [c_int64(size) for size in (batch.n_atoms, neighbors.index.shape[1], len(table))]
-    places = [pointer(tensor) for tensor in kept]
-    library.closest(sizes[0], *places[:4], sizes[1], *places[4:7], sizes[2], *places[7:])
+    kept = [tensor.contiguous() for tensor in (*atoms, *pairs, table.double())]
+    library.run("closest", batch.n_atoms, *kept[:4], neighbors.index.shape[1], *kept[4:7], len(table), kept[7], ratio)
     return ratio.to(batch.positions.dtype)
 
 

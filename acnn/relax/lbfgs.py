@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from ctypes import c_double, c_int64
 from typing import TYPE_CHECKING
 
 import torch
 
-from acnn.compiled import load_library, pointer
+from acnn.compiled import load_library
 
 if TYPE_CHECKING:
-    from ctypes import CDLL
+    from acnn.compiled import Library
 
-SOURCES = ("relax/lbfgs.c",)
+SOURCES = ("relax/lbfgs.c", "loop.h")
 
 
 class History:
@@ -106,7 +105,7 @@ class History:
         torch.Tensor
             Steps, shape (n, width), Å.
         """
-        library = None if gradient.is_cuda else load_library(SOURCES)
+        library = load_library(SOURCES, gradient.device)
         if library is not None:
             return self._direction_compiled(library, rows, gradient, first)
         depth = min(self.length, int(self.head[rows].max())) if rows.numel() else 0
@@ -125,12 +124,11 @@ class History:
         return vector
 
     def _direction_compiled(
-        self, library: CDLL, rows: torch.Tensor, gradient: torch.Tensor, first: float
+        self, library: Library, rows: torch.Tensor, gradient: torch.Tensor, first: float
     ) -> torch.Tensor:
         """Do the same structure by structure."""
-        vector = gradient.neg().contiguous()
-        rows, room = rows.contiguous(), vector.new_empty(self.length)
-        sizes = (c_int64(size) for size in (len(rows), self.length, self.steps.shape[2]))
-        history = map(pointer, (rows, self.steps, self.changes, self.rho, self.head, self.gamma))
-        library.direction(*sizes, *history, c_double(first), pointer(room), pointer(vector))
+        vector, rows = gradient.neg().contiguous(), rows.contiguous()
+        history = (rows, self.steps, self.changes, self.rho, self.head, self.gamma)
+        room = vector.new_empty((len(rows), self.length))
+        library.run("direction", len(rows), self.length, self.steps.shape[2], *history, first, room, vector)
         return vector

@@ -52,9 +52,10 @@ def test_contract_holds_for_one_element_and_the_default_shape():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_contract_on_cuda(variant):
-    assert_potential_contract(potential("float64", **VARIANTS[variant]).to("cuda"), seed=1)
+def test_contract_on_cuda(variant, dtype):
+    assert_potential_contract(potential(dtype, **VARIANTS[variant]).to("cuda"), seed=1)
 
 
 def test_a_wrong_force_is_found(monkeypatch):

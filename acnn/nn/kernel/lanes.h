@@ -5,11 +5,14 @@
  * MEMBERS, N_HIDDEN (layers), SIZES (their widths), WIDTH (that of the first, or 0) and WIDEST. Layouts of the weights are
  * those of the PyTorch code.
  */
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "loop.h"
 
+#ifdef __CUDACC__ /* a thread has one atom */
+#define LANES 1
+typedef REAL V;
+#define LANE(vector, a) (vector)
+#define SPLAT(number) ((V)(number))
+#else
 #if defined __AVX512F__
 #define BYTES 64
 #elif defined __AVX__
@@ -19,9 +22,9 @@
 #endif
 #define LANES (BYTES / (int)sizeof(REAL))
 typedef REAL V __attribute__((vector_size(BYTES)));
-
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 64") /* so that small arrays stay in the registers */
+#define LANE(vector, a) ((vector)[a])
+#define SPLAT(number) ((number) - (V){0})
+#endif
 
 #define N_BASIS (N_RADIAL * N_SPECIES)
 #define N_MONO ((L_MAX + 1) * (L_MAX + 2) * (L_MAX + 3) / 6)

@@ -33,7 +33,7 @@ typedef struct {
 static REAL repel(const Model *model, int pair, Place *place, int a)
 {
     const REAL weights[] = {ZBL_WEIGHTS}, rates[] = {ZBL_RATES};
-    REAL onset = model->onset[pair], r = place->distance[a], x = r / onset, rest = 1 - x, screen = 0, fall = 0;
+    REAL onset = model->onset[pair], r = LANE(place->distance, a), x = r / onset, rest = 1 - x, screen = 0, fall = 0;
     for (int k = 0; k < (int)(sizeof rates / sizeof *rates); k++) {
         REAL part = weights[k] * EXP(-rates[k] * r / model->length[pair]);
         screen += part;
@@ -43,9 +43,9 @@ static REAL repel(const Model *model, int pair, Place *place, int a)
     REAL slope = charge * (fall - screen / r) - (REAL)WALL / (x * r);
     REAL width = (1 - (REAL)CLAMP) * 2 * onset, t = (r - onset) / width;
     if (t < -1) t = -1;
-    place->felt[a] = (onset + width * (t - t * t * t - t * t * t * t / 2)) / model->cutoff;
-    place->stretch[a] = 1 - 3 * t * t - 2 * t * t * t;
-    place->push[a] = (slope * rest - 3 * value / onset) * rest * rest / 2;
+    LANE(place->felt, a) = (onset + width * (t - t * t * t - t * t * t * t / 2)) / model->cutoff;
+    LANE(place->stretch, a) = 1 - 3 * t * t - 2 * t * t * t;
+    LANE(place->push, a) = (slope * rest - 3 * value / onset) * rest * rest / 2;
     return value * rest * rest * rest / 2;
 }
 
@@ -90,22 +90,24 @@ static void gather(const Structures *in, const Model *model, const int64_t *atom
         }
         end = ends[e] = end + most;
     }
-    Place nobody = {.distance = 1 - (V){0}, .felt = 1 - (V){0}};
+    Place nobody;
+    memset(&nobody, 0, sizeof nobody);
+    nobody.distance = nobody.felt = SPLAT(1);
     for (int a = 0; a < LANES; a++) nobody.neighbor[a] = atoms[a < n ? a : 0];
     for (int k = 0; k < ends[n_elements - 1]; k++) places[k] = nobody;
-    *repulsion = (V){0};
+    *repulsion = SPLAT(0);
     for (int a = 0; a < n; a++)
         for (int k = 0; k < n_found[a]; k++) {
             Found *f = found + in->width * a + k;
             int64_t other = in->species[f->neighbor];
             Place *place = places + counts[other * LANES + a]++;
-            for (int c = 0; c < 3; c++) place->unit[c][a] = f->unit[c];
-            place->distance[a] = f->distance;
+            for (int c = 0; c < 3; c++) LANE(place->unit[c], a) = f->unit[c];
+            LANE(place->distance, a) = f->distance;
             place->neighbor[a] = f->neighbor;
-            place->felt[a] = f->distance / model->cutoff;
-            place->stretch[a] = 1;
+            LANE(place->felt, a) = f->distance / model->cutoff;
+            LANE(place->stretch, a) = 1;
             int pair = (int)(element * n_elements + other);
-            if (f->distance < model->onset[pair]) (*repulsion)[a] += repel(model, pair, place, a);
+            if (f->distance < model->onset[pair]) LANE(*repulsion, a) += repel(model, pair, place, a);
         }
 }
 
@@ -115,12 +117,12 @@ static void radial(V x, V *value, V *slope)
     const REAL pi = (REAL)3.14159265358979323846;
     const int order = sizeof(REAL) == 4 ? 14 : 22;
     V rest = 1 - x * x, fall = rest * rest * rest, fall_slope = -6 * x * rest * rest;
-    V u = pi * (x - (REAL)0.5), square = u * u, c = 1 - (V){0}, s = c;
+    V u = pi * (x - (REAL)0.5), square = u * u, c = SPLAT(1), s = c;
     UNROLL for (int k = order; k > 0; k -= 2) {
         s = 1 - s * square * (1 / (REAL)(k * (k + 1)));
         c = 1 - c * square * (1 / (REAL)(k * (k - 1)));
     }
-    V sine = c, cosine = -s * u, ck = 1 - (V){0}, sk = {0};
+    V sine = c, cosine = -s * u, ck = SPLAT(1), sk = SPLAT(0);
     for (int k = 0; k < N_RADIAL; k++) {
         value[k] = ck * fall;
         slope[k] = ck * fall_slope - (pi * k) * sk * fall;
@@ -133,7 +135,7 @@ static void radial(V x, V *value, V *slope)
 /* Monomials x^a y^b z^c by degree: x times all of the degree before, y times those without x, z times the last. */
 static void monomials(const V *unit, V *m)
 {
-    m[0] = 1 - (V){0};
+    m[0] = SPLAT(1);
     int before = 0, n = 1, next = 1;
     UNROLL for (int degree = 1; degree <= L_MAX; degree++) {
         UNROLL for (int k = 0; k < n; k++) m[next + k] = unit[0] * m[before + k];
@@ -254,12 +256,12 @@ static void density_back(const Structures *in, const Model *model, const int64_t
                     for (int d = 0; d < 3; d++) local[3 * c + d] += place->unit[c] * place->distance * g[d];
                 }
                 for (int a = 0; a < n; a++)
-                    for (int c = 0; c < 3; c++) forces[3 * place->neighbor[a] + c] -= g[c][a];
+                    for (int c = 0; c < 3; c++) ADD(forces + 3 * place->neighbor[a] + c, -LANE(g[c], a));
             }
         }
     }
     for (int a = 0; a < n; a++) {
-        for (int c = 0; c < 3; c++) forces[3 * atoms[a] + c] += own[c][a];
-        for (int c = 0; c < 9; c++) virial[9 * in->system[atoms[a]] + c] += local[c][a];
+        for (int c = 0; c < 3; c++) ADD(forces + 3 * atoms[a] + c, LANE(own[c], a));
+        for (int c = 0; c < 9; c++) ADD(virial + 9 * in->system[atoms[a]] + c, LANE(local[c], a));
     }
 }

@@ -59,7 +59,7 @@ def test_distances_are_judged_alike_in_c_and_by_torch(monkeypatch: pytest.Monkey
     batch.positions[1] = torch.nan
     table = torch.as_tensor(distance_table(None))
     compiled = guard.closest_ratio(batch, neighbors, table)
-    monkeypatch.setattr(guard, "load_library", lambda _: None)
+    monkeypatch.setattr(guard, "load_library", lambda *_: None)
     assert torch.allclose(compiled, guard.closest_ratio(batch, neighbors, table))
     assert compiled[batch.system[1]] == 0
     assert compiled[5] == torch.inf

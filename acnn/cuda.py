@@ -1,0 +1,152 @@
+"""Compile functions for a GPU with NVRTC, which comes with PyTorch for CUDA, and launch them."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from functools import cache
+from typing import Any
+
+import torch
+
+OPTIONS = ("--device-as-default-execution-space", "--std=c++17")
+
+BLOCK = 128
+"""Threads of a block."""
+
+MOST_THREADS = 1 << 16
+"""Threads at once, more than any GPU of today holds of ours; each takes further items when it has done one."""
+
+
+class CudaLibrary:
+    """Functions on a GPU, each item in a thread.
+
+    Parameters
+    ----------
+    module
+        The loaded module.
+    number
+        The GPU.
+    """
+
+    def __init__(self, module: object, number: int) -> None:
+        self._module = module
+        self._device = torch.device("cuda", number)
+        self._function = cache(lambda name: _check(_driver().cuModuleGetFunction(module, name.encode())))
+
+    def run(self, name: str, n: int, *arguments: torch.Tensor | float) -> None:
+        """Call a function; see :class:`acnn.compiled.Library`."""
+        if n == 0:
+            return
+        values, kinds = zip(*map(_argument, (n, *arguments)), strict=True)
+        blocks = threads_for(n) // BLOCK
+        with torch.cuda.device(self._device):
+            stream = torch.cuda.current_stream().cuda_stream
+            grid = (blocks, 1, 1, BLOCK, 1, 1)
+            _check(_driver().cuLaunchKernel(self._function(name), *grid, 0, stream, (values, kinds), 0))
+
+
+def threads_for(n: int) -> int:
+    """Tell how many threads share n items."""
+    return min(MOST_THREADS, -(-n // BLOCK) * BLOCK)
+
+
+def build_cuda(texts: dict[str, str], number: int, defines: tuple[str, ...]) -> CudaLibrary:
+    """Compile and load functions.
+
+    Parameters
+    ----------
+    texts
+        Sources by name; the first includes the others.
+    number
+        The GPU.
+    defines
+        Further options of the compiler.
+
+    Returns
+    -------
+    CudaLibrary
+        The functions.
+
+    Raises
+    ------
+    ImportError
+        If the package cuda-bindings is missing.
+    RuntimeError
+        If the compiler or the driver refuses.
+    """
+    device = torch.device("cuda", number)
+    torch.zeros(1, device=device)  # so that there is a context to load into
+    major, minor = torch.cuda.get_device_capability(device)
+    binary = compile_cuda(texts, (f"--gpu-architecture=sm_{major}{minor}", *defines))
+    with torch.cuda.device(device):
+        return CudaLibrary(_check(_driver().cuModuleLoadData(binary)), number)
+
+
+def compile_cuda(texts: dict[str, str], options: tuple[str, ...]) -> bytes:
+    """Compile sources.
+
+    Parameters
+    ----------
+    texts
+        Sources by name; the first includes the others.
+    options
+        Of the compiler, the architecture among them.
+
+    Returns
+    -------
+    bytes
+        The code.
+
+    Raises
+    ------
+    ImportError
+        If the package cuda-bindings is missing.
+    RuntimeError
+        If the compiler refuses; with what it says.
+    """
+    from cuda.bindings import nvrtc  # noqa: PLC0415 - comes only with PyTorch for CUDA
+
+    first = next(iter(texts))
+    program = _check(nvrtc.nvrtcCreateProgram(_flat(first, texts).encode(), first.encode(), 0, [], []))
+    options = (*OPTIONS, *options)
+    error = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])[0]
+    if error:
+        log = b" " * _check(nvrtc.nvrtcGetProgramLogSize(program))
+        nvrtc.nvrtcGetProgramLog(program, log)
+        raise RuntimeError(log.decode(errors="replace").strip(" \n\0"))
+    code: bytes = b" " * _check(nvrtc.nvrtcGetCUBINSize(program))
+    _check(nvrtc.nvrtcGetCUBIN(program, code))
+    _check(nvrtc.nvrtcDestroyProgram(program))
+    return code
+
+
+def _flat(name: str, texts: dict[str, str]) -> str:
+    """Put the files that a source includes in their places; those of C's library are not there on a GPU."""
+    text = re.sub(r"^#include <.*>$", "", texts[name], flags=re.MULTILINE)
+    return re.sub(r'^#include "(.*)"$', lambda found: _flat(found[1], texts), text, flags=re.MULTILINE)
+
+
+def _argument(value: torch.Tensor | float) -> tuple[float, Any]:
+    """Give a value and its kind as the driver takes them."""
+    if isinstance(value, int):
+        return value, ctypes.c_int64
+    if isinstance(value, float):
+        return value, ctypes.c_double
+    if not value.is_contiguous():
+        raise ValueError("expected a contiguous tensor")
+    return value.data_ptr(), ctypes.c_void_p
+
+
+def _driver() -> Any:  # noqa: ANN401 - a module without types
+    """Give the driver's functions."""
+    from cuda.bindings import driver  # noqa: PLC0415 - comes only with PyTorch for CUDA
+
+    return driver
+
+
+def _check(result: tuple[Any, ...]) -> Any:  # noqa: ANN401 - what the function gives
+    """Take the error off a result."""
+    if result[0]:
+        raise RuntimeError(f"CUDA: {result[0].name}")
+    return result[1] if len(result) > 1 else None
