@@ -14,8 +14,11 @@ OPTIONS = ("--device-as-default-execution-space", "--std=c++17")
 BLOCK = 128
 """Threads of a block."""
 
-MOST_THREADS = 1 << 16
-"""Threads at once, more than any GPU of today holds of ours; each takes further items when it has done one."""
+MOST_BLOCKS = 1 << 16
+"""Blocks of a launch, at most; each takes further items when it has done one."""
+
+WARP = 32
+"""Threads of a warp."""
 
 
 class CudaLibrary:
@@ -34,21 +37,49 @@ class CudaLibrary:
         self._device = torch.device("cuda", number)
         self._function = cache(lambda name: _check(_driver().cuModuleGetFunction(module, name.encode())))
 
+    @property
+    def shared_memory(self) -> int:
+        """Most shared memory of a block, bytes."""
+        driver = _driver()
+        kind = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+        return int(_check(driver.cuDeviceGetAttribute(kind, self._device.index)))
+
     def run(self, name: str, n: int, *arguments: torch.Tensor | float) -> None:
-        """Call a function; see :class:`acnn.compiled.Library`."""
+        """Call a function with a thread for each item; see :class:`acnn.compiled.Library`."""
+        self.launch(name, n, BLOCK, BLOCK, 0, *arguments)
+
+    def launch(
+        self, name: str, n: int, items: int, threads: int, shared: int, *arguments: torch.Tensor | float
+    ) -> None:
+        """Call a function.
+
+        Parameters
+        ----------
+        name
+            The function.
+        n
+            Number of items, its first argument.
+        items
+            Items that a block has at once.
+        threads
+            Threads of a block.
+        shared
+            Shared memory of a block, bytes.
+        *arguments
+            What follows.
+        """
         if n == 0:
             return
+        driver = _driver()
         values, kinds = zip(*map(_argument, (n, *arguments)), strict=True)
-        blocks = threads_for(n) // BLOCK
+        grid = (min(MOST_BLOCKS, -(-n // items)), 1, 1, threads, 1, 1)
         with torch.cuda.device(self._device):
+            function = self._function(name)
+            if shared:
+                most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                _check(driver.cuFuncSetAttribute(function, most, shared))
             stream = torch.cuda.current_stream().cuda_stream
-            grid = (blocks, 1, 1, BLOCK, 1, 1)
-            _check(_driver().cuLaunchKernel(self._function(name), *grid, 0, stream, (values, kinds), 0))
-
-
-def threads_for(n: int) -> int:
-    """Tell how many threads share n items."""
-    return min(MOST_THREADS, -(-n // BLOCK) * BLOCK)
+            _check(driver.cuLaunchKernel(function, *grid, shared, stream, (values, kinds), 0))
 
 
 def build_cuda(texts: dict[str, str], number: int, defines: tuple[str, ...]) -> CudaLibrary:

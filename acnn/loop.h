@@ -9,9 +9,8 @@ typedef int int32_t;
 typedef unsigned char uint8_t;
 #define INFINITY __longlong_as_double(0x7ff0000000000000)
 #define KERNEL extern "C" __global__ void
-#define THREAD ((int64_t)blockIdx.x * blockDim.x + threadIdx.x)
-#define EACH(k, n) for (int64_t k = THREAD; k < (n); k += (int64_t)gridDim.x * blockDim.x)
-#define ADD(place, value) atomicAdd(place, value)
+#define EACH(k, n) \
+    for (int64_t k = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; k < (n); k += (int64_t)gridDim.x * blockDim.x)
 #define INLINE static __forceinline__
 #define UNROLL _Pragma("unroll")
 #else
@@ -21,7 +20,6 @@ typedef unsigned char uint8_t;
 #include <string.h>
 #define KERNEL void
 #define EACH(k, n) for (int64_t k = 0; k < (n); k++)
-#define ADD(place, value) (*(place) += (value))
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 64") /* so that small arrays stay in the registers */
 #endif

@@ -1,4 +1,4 @@
-"""Energies and forces with every gradient written out, in compiled loops; the weights are read once."""
+"""Energies and forces with every gradient written out, compiled; the weights are read once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from acnn.nn.gpu import OnGpu, on_gpu
 from acnn.nn.native import Kernel, Shape, Weights, load_kernel
 from acnn.nn.repulsion import CLAMP, WALL, ZBL_RATES, ZBL_WEIGHTS
 
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 NEGLIGIBLE = 1e-9
 """Coefficients of harmonics below this are rounding."""
 
-_READY: WeakKeyDictionary[Potential, tuple[tuple[int, ...], Fused]] = WeakKeyDictionary()
+_READY: WeakKeyDictionary[Potential, tuple[tuple[int, ...], Fused | OnGpu | None]] = WeakKeyDictionary()
 
 
-def fused(potential: Potential, closest: float) -> Fused | None:
+def fused(potential: Potential, closest: float) -> Fused | OnGpu | None:
     """Give the fast form of a potential with its weights as they are now.
 
     Parameters
@@ -34,40 +35,25 @@ def fused(potential: Potential, closest: float) -> Fused | None:
 
     Returns
     -------
-    Fused | None
-        None where PyTorch has to do the work.
-    """
-    kernel = kernel_for(potential, closest)
-    if kernel is None:
-        return None
-    tensors = (*potential.parameters(), *potential.buffers())
-    state = tuple(number for tensor in tensors for number in (tensor.data_ptr(), tensor._version))  # noqa: SLF001 - torch has no public name
-    known = _READY.get(potential)
-    if known is None or known[0] != state:
-        known = (state, Fused(potential, kernel))
-        _READY[potential] = known
-    return known[1]
-
-
-def kernel_for(potential: Potential, closest: float) -> Kernel | None:
-    """Find the compiled kernel for a potential.
-
-    Parameters
-    ----------
-    potential
-        The potential.
-    closest
-        Distances are not taken smaller, Å.
-
-    Returns
-    -------
-    Kernel | None
+    Fused | OnGpu | None
         None where PyTorch has to do the work: with attention, with two cutoffs or without a compiler.
     """
     config = potential.config
     simple = config.radial_cutoff == config.angular_cutoff and potential.attention is None and config.max_factors >= 2
     if not simple:
         return None
+    tensors = (*potential.parameters(), *potential.buffers())
+    state = tuple(number for tensor in tensors for number in (tensor.data_ptr(), tensor._version))  # noqa: SLF001 - torch has no public name
+    known = _READY.get(potential)
+    if known is None or known[0] != state:
+        known = (state, _compiled(potential, closest))
+        _READY[potential] = known
+    return known[1]
+
+
+def _compiled(potential: Potential, closest: float) -> Fused | OnGpu | None:
+    """Compile for the potential's shape and device."""
+    config = potential.config
     shape = Shape(
         dtype=potential.dtype,
         n_radial=config.n_radial,
@@ -86,7 +72,10 @@ def kernel_for(potential: Potential, closest: float) -> Kernel | None:
         "zbl_weights": ZBL_WEIGHTS,
         "zbl_rates": ZBL_RATES,
     }
-    return load_kernel(shape, constants, potential.device)
+    if potential.device.type == "cuda":
+        return on_gpu(potential, shape, constants)
+    kernel = load_kernel(shape, constants) if potential.device.type == "cpu" else None
+    return None if kernel is None else Fused(potential, kernel)
 
 
 class Fused:
@@ -132,9 +121,7 @@ class Fused:
                 charge=repulsion.charges,
                 length=repulsion.lengths,
             )
-            self._weights = Weights(
-                *(getattr(weights, f.name).detach().to(species.device).contiguous() for f in fields(Weights))
-            )
+            self._weights = Weights(*(getattr(weights, f.name).detach().contiguous() for f in fields(Weights)))
 
     def __call__(
         self, batch: Batch, neighbors: Neighbors, species: torch.Tensor

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from acnn.compiled import load_library, pointer
-from acnn.cuda import threads_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
 
 FUNCTIONS = {torch.float32: ("float", "sqrtf", "expf"), torch.float64: ("double", "sqrt", "exp")}
 
-HEADERS = ("loop.h", *(f"nn/kernel/{name}.h" for name in ("atoms", "lanes", "network", "invariants", "neighborhood")))
+HEADERS = ("lanes", "shape", "network", "invariants", "basis", "neighborhood")
 
-SOURCES = {"cpu": ("nn/kernel/kernel.c", *HEADERS), "cuda": ("nn/kernel/kernel.cu", *HEADERS)}
+SOURCES = ("nn/kernel/kernel.c", *(f"nn/kernel/{name}.h" for name in HEADERS), "loop.h")
 
 
 @dataclass(frozen=True)
@@ -180,55 +179,80 @@ class Kernel:
         MemoryError
             If the memory does not suffice.
         """
-        device = weights.table.device
         sizes = (len(weights.table), len(weights.turns), len(weights.terms))
         model = self._model(*sizes, *(pointer(getattr(weights, field.name)) for field in fields(Weights)), *numbers)
-        inputs = (
-            batch.positions.double().contiguous(),
-            batch.cells.double().contiguous(),
-            batch.system.contiguous(),
-            species,
-            neighbors.index.contiguous(),
-            neighbors.shift.float().contiguous(),
-            neighbors.mask.contiguous(),
-        )
-        width = neighbors.index.shape[1]
-        structures = _Structures(width, *map(pointer, inputs))
+        structures, _kept = Structures.of(batch, neighbors, species)
         order = torch.argsort(species, stable=True)
         energies = weights.table.new_empty((batch.n_atoms, self.shape.members))
         forces = weights.table.new_zeros((batch.n_atoms, 3))
         virial = weights.table.new_zeros((batch.n_systems, 3, 3))
-        places = (_packed(model, device), _packed(structures, device), order, energies, forces, virial)
-        if device.type == "cuda":
-            size = torch.empty(1, dtype=torch.int64, device=device)
-            self._library.run("measure", 1, sizes[0], width, size)
-            room = torch.empty(threads_for(batch.n_atoms) * int(size), dtype=torch.uint8, device=device)
-            self._library.run("evaluate", batch.n_atoms, *places, room, int(size))
-        else:
-            failed = torch.zeros(1, dtype=torch.int32)
-            self._library.run("evaluate", batch.n_atoms, *places, failed)
-            if failed:
-                raise MemoryError(f"no memory for {batch.n_atoms} atoms with up to {width} neighbours")
+        failed = torch.zeros(1, dtype=torch.int32)
+        inputs = packed(model, species.device), packed(structures, species.device)
+        self._library.run("evaluate", batch.n_atoms, *inputs, order, energies, forces, virial, failed)
+        if failed:
+            raise MemoryError(f"no memory for {batch.n_atoms} atoms with up to {neighbors.index.shape[1]} neighbours")
         return energies, forces, 0.5 * (virial + virial.mT)
 
 
-def _packed(structure: ctypes.Structure, device: torch.device) -> torch.Tensor:
-    """Put a structure of C where the kernel reads it."""
-    return torch.frombuffer(bytearray(structure), dtype=torch.uint8).to(device)
-
-
-class _Structures(ctypes.Structure):
-    """Structures and their neighbours as the kernel reads them."""
+class Structures(ctypes.Structure):
+    """Structures and their neighbours as the kernels read them."""
 
     _fields_: ClassVar[list[tuple[str, Any]]] = [
         ("width", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("positions", "cells", "system", "species", "index", "shift", "mask")),
     ]
 
+    @classmethod
+    def of(
+        cls, batch: Batch, neighbors: Neighbors, species: torch.Tensor
+    ) -> tuple[Structures, tuple[torch.Tensor, ...]]:
+        """Lay out a batch.
 
-def load_kernel(
-    shape: Shape, constants: Mapping[str, float | tuple[float, ...]], device: torch.device
-) -> Kernel | None:
+        Parameters
+        ----------
+        batch
+            Structures.
+        neighbors
+            Their neighbours.
+        species
+            Elements, shape (n_atoms,).
+
+        Returns
+        -------
+        tuple[Structures, tuple[torch.Tensor, ...]]
+            The structure of C, and the tensors that must live as long as it is used.
+        """
+        inputs = (
+            batch.positions.double().contiguous(),
+            batch.cells.double().contiguous(),
+            batch.system.contiguous(),
+            species.contiguous(),
+            neighbors.index.contiguous(),
+            neighbors.shift.float().contiguous(),
+            neighbors.mask.contiguous(),
+        )
+        return cls(neighbors.index.shape[1], *map(pointer, inputs)), inputs
+
+
+def packed(structure: ctypes.Structure, device: torch.device) -> torch.Tensor:
+    """Put a structure of C where a kernel reads it.
+
+    Parameters
+    ----------
+    structure
+        The structure; what its addresses point to must live as long as it is used.
+    device
+        Where the kernel runs.
+
+    Returns
+    -------
+    torch.Tensor
+        Its bytes.
+    """
+    return torch.frombuffer(bytearray(structure), dtype=torch.uint8).to(device)
+
+
+def load_kernel(shape: Shape, constants: Mapping[str, float | tuple[float, ...]]) -> Kernel | None:
     """Compile and load the kernel for one shape of model, once.
 
     Parameters
@@ -237,15 +261,13 @@ def load_kernel(
         What it is compiled for.
     constants
         Further constants by name.
-    device
-        Where it runs.
 
     Returns
     -------
     Kernel | None
         None where there is no compiler, or it is switched off.
     """
-    if shape.dtype not in FUNCTIONS or device.type not in SOURCES:
+    if shape.dtype not in FUNCTIONS:
         return None
-    library = load_library(SOURCES[device.type], device, tuple(shape.defines(constants)))
+    library = load_library(SOURCES, torch.device("cpu"), tuple(shape.defines(constants)))
     return None if library is None else Kernel(library, shape)

@@ -281,7 +281,7 @@ class Engine:
                     last_safe=atoms.copy() if status is RelaxStatus.UNSAFE and started[k] else None,
                 )
             )
-            self.pool.leave(slot)
+        self.pool.leave(rows)
         return results
 
 

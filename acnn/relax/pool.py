@@ -168,16 +168,17 @@ class Pool:
             raise LookupError(f"slot {slot} is vacant")
         return job
 
-    def leave(self, slot: int) -> None:
-        """Vacate a slot.
+    def leave(self, rows: torch.Tensor) -> None:
+        """Vacate slots.
 
         Parameters
         ----------
-        slot
-            The slot.
+        rows
+            The slots, shape (n,).
         """
-        self.jobs[slot] = None
-        self.used[slot] = False
+        for slot in rows.tolist():
+            self.jobs[slot] = None
+        self.used[rows] = False
 
     def geometry(self, rows: torch.Tensor, point: torch.Tensor) -> Geometry:
         """Deform cells and positions.

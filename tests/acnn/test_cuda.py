@@ -15,7 +15,7 @@ from acnn.batch import Batch
 from acnn.config import ModelConfig, RelaxConfig
 from acnn.cuda import compile_cuda
 from acnn.neighbors import Neighbors, build_neighbors
-from acnn.nn import native
+from acnn.nn import gpu, native
 from acnn.nn import potential as potential_module
 from acnn.nn.fused import fused
 from acnn.nn.potential import CLOSEST, Output, Potential
@@ -81,7 +81,7 @@ def test_the_sources_are_what_a_gpu_understands():
     shape = native.Shape(torch.float32, 6, 2, 3, 4, 4, 4, 2, (8,))
     constants = {"closest": 1e-3, "wall": 1.0, "clamp": 0.5, "zbl_weights": (1.0,), "zbl_rates": (1.0,)}
     for sources, defines in (
-        (native.SOURCES["cuda"], shape.defines(constants)),
+        (gpu.SOURCES, shape.defines(constants)),
         (neighbors_module.SOURCES, []),
         (lbfgs.SOURCES, []),
     ):

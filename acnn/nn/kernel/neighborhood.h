@@ -2,15 +2,6 @@
 
 #define CHUNK 8 /* places handled together */
 
-/* Structures and their padded neighbours. */
-typedef struct {
-    int64_t width;
-    const double *positions, *cells;
-    const int64_t *system, *species, *index; /* index, shift, mask: [n_atoms][width] */
-    const float *shift;
-    const uint8_t *mask;
-} Structures;
-
 /* One neighbour of each of LANES atoms, all of the same element; where an atom has none, one that is not felt. */
 typedef struct {
     V unit[3], distance;
@@ -28,26 +19,6 @@ typedef struct {
 typedef struct {
     V radial[CHUNK][N_RADIAL], slope[CHUNK][N_RADIAL], mono[CHUNK][N_MONO];
 } Basis;
-
-/* Half the repulsion of a pair closer than its onset, and what the network sees of the distance; see repulsion.py. */
-static REAL repel(const Model *model, int pair, Place *place, int a)
-{
-    const REAL weights[] = {ZBL_WEIGHTS}, rates[] = {ZBL_RATES};
-    REAL onset = model->onset[pair], r = LANE(place->distance, a), x = r / onset, rest = 1 - x, screen = 0, fall = 0;
-    for (int k = 0; k < (int)(sizeof rates / sizeof *rates); k++) {
-        REAL part = weights[k] * EXP(-rates[k] * r / model->length[pair]);
-        screen += part;
-        fall -= rates[k] / model->length[pair] * part;
-    }
-    REAL charge = model->charge[pair] / r, value = charge * screen + (REAL)WALL / x;
-    REAL slope = charge * (fall - screen / r) - (REAL)WALL / (x * r);
-    REAL width = (1 - (REAL)CLAMP) * 2 * onset, t = (r - onset) / width;
-    if (t < -1) t = -1;
-    LANE(place->felt, a) = (onset + width * (t - t * t * t - t * t * t * t / 2)) / model->cutoff;
-    LANE(place->stretch, a) = 1 - 3 * t * t - 2 * t * t * t;
-    LANE(place->push, a) = (slope * rest - 3 * value / onset) * rest * rest / 2;
-    return value * rest * rest * rest / 2;
-}
 
 /* Find the neighbours of one atom within the cutoff; returns how many. */
 static int look(const Structures *in, const Model *model, int64_t atom, Found *found)
@@ -90,86 +61,28 @@ static void gather(const Structures *in, const Model *model, const int64_t *atom
         }
         end = ends[e] = end + most;
     }
-    Place nobody;
-    memset(&nobody, 0, sizeof nobody);
-    nobody.distance = nobody.felt = SPLAT(1);
+    Place nobody = {.distance = 1 - (V){0}, .felt = 1 - (V){0}};
     for (int a = 0; a < LANES; a++) nobody.neighbor[a] = atoms[a < n ? a : 0];
     for (int k = 0; k < ends[n_elements - 1]; k++) places[k] = nobody;
-    *repulsion = SPLAT(0);
+    *repulsion = (V){0};
     for (int a = 0; a < n; a++)
         for (int k = 0; k < n_found[a]; k++) {
             Found *f = found + in->width * a + k;
             int64_t other = in->species[f->neighbor];
             Place *place = places + counts[other * LANES + a]++;
-            for (int c = 0; c < 3; c++) LANE(place->unit[c], a) = f->unit[c];
-            LANE(place->distance, a) = f->distance;
+            for (int c = 0; c < 3; c++) place->unit[c][a] = f->unit[c];
+            place->distance[a] = f->distance;
             place->neighbor[a] = f->neighbor;
-            LANE(place->felt, a) = f->distance / model->cutoff;
-            LANE(place->stretch, a) = 1;
+            place->felt[a] = f->distance / model->cutoff;
+            place->stretch[a] = 1;
             int pair = (int)(element * n_elements + other);
-            if (f->distance < model->onset[pair]) LANE(*repulsion, a) += repel(model, pair, place, a);
+            if (f->distance >= model->onset[pair]) continue;
+            Repelled r = repel(model->onset[pair], model->charge[pair], model->length[pair], f->distance);
+            place->felt[a] = r.felt / model->cutoff;
+            place->stretch[a] = r.stretch;
+            place->push[a] = r.push;
+            (*repulsion)[a] += r.energy;
         }
-}
-
-/* Radial functions cos(k pi x) (1 - x^2)^3 and their derivatives by x; sine and cosine by their series. */
-static void radial(V x, V *value, V *slope)
-{
-    const REAL pi = (REAL)3.14159265358979323846;
-    const int order = sizeof(REAL) == 4 ? 14 : 22;
-    V rest = 1 - x * x, fall = rest * rest * rest, fall_slope = -6 * x * rest * rest;
-    V u = pi * (x - (REAL)0.5), square = u * u, c = SPLAT(1), s = c;
-    UNROLL for (int k = order; k > 0; k -= 2) {
-        s = 1 - s * square * (1 / (REAL)(k * (k + 1)));
-        c = 1 - c * square * (1 / (REAL)(k * (k - 1)));
-    }
-    V sine = c, cosine = -s * u, ck = SPLAT(1), sk = SPLAT(0);
-    for (int k = 0; k < N_RADIAL; k++) {
-        value[k] = ck * fall;
-        slope[k] = ck * fall_slope - (pi * k) * sk * fall;
-        V next = ck * cosine - sk * sine;
-        sk = sk * cosine + ck * sine;
-        ck = next;
-    }
-}
-
-/* Monomials x^a y^b z^c by degree: x times all of the degree before, y times those without x, z times the last. */
-static void monomials(const V *unit, V *m)
-{
-    m[0] = SPLAT(1);
-    int before = 0, n = 1, next = 1;
-    UNROLL for (int degree = 1; degree <= L_MAX; degree++) {
-        UNROLL for (int k = 0; k < n; k++) m[next + k] = unit[0] * m[before + k];
-        UNROLL for (int k = 0; k < degree; k++) m[next + n + k] = unit[1] * m[before + n - degree + k];
-        m[next + n + degree] = unit[2] * m[before + n - 1];
-        before = next;
-        n += degree + 1;
-        next += n;
-    }
-}
-
-/* The reverse of the above: derivatives by the monomials (overwritten) become those by x, y, z. */
-static void monomials_back(const V *unit, const V *m, V *g, V *out)
-{
-    V gx = {0}, gy = {0}, gz = {0};
-    int n = (L_MAX + 1) * (L_MAX + 2) / 2, next = N_MONO - n;
-    UNROLL for (int degree = L_MAX; degree >= 1; degree--) {
-        n -= degree + 1;
-        int before = next - n;
-        UNROLL for (int k = 0; k < n; k++) {
-            gx += g[next + k] * m[before + k];
-            g[before + k] += unit[0] * g[next + k];
-        }
-        UNROLL for (int k = 0; k < degree; k++) {
-            gy += g[next + n + k] * m[before + n - degree + k];
-            g[before + n - degree + k] += unit[1] * g[next + n + k];
-        }
-        gz += g[next + n + degree] * m[before + n - 1];
-        g[before + n - 1] += unit[2] * g[next + n + degree];
-        next = before;
-    }
-    out[0] = gx;
-    out[1] = gy;
-    out[2] = gz;
 }
 
 static void fill(const Place *places, int n, Basis *b)
@@ -256,12 +169,12 @@ static void density_back(const Structures *in, const Model *model, const int64_t
                     for (int d = 0; d < 3; d++) local[3 * c + d] += place->unit[c] * place->distance * g[d];
                 }
                 for (int a = 0; a < n; a++)
-                    for (int c = 0; c < 3; c++) ADD(forces + 3 * place->neighbor[a] + c, -LANE(g[c], a));
+                    for (int c = 0; c < 3; c++) forces[3 * place->neighbor[a] + c] -= g[c][a];
             }
         }
     }
     for (int a = 0; a < n; a++) {
-        for (int c = 0; c < 3; c++) ADD(forces + 3 * atoms[a] + c, LANE(own[c], a));
-        for (int c = 0; c < 9; c++) ADD(virial + 9 * in->system[atoms[a]] + c, LANE(local[c], a));
+        for (int c = 0; c < 3; c++) forces[3 * atoms[a] + c] += own[c][a];
+        for (int c = 0; c < 9; c++) virial[9 * in->system[atoms[a]] + c] += local[c][a];
     }
 }

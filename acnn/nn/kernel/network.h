@@ -7,7 +7,7 @@
 INLINE void columns(const int count, int n_in, int n_out, int h, const REAL *weight, const REAL *bias, const V *x, V *y)
 {
     V sum[TILE];
-    UNROLL for (int q = 0; q < count; q++) sum[q] = SPLAT(bias ? bias[h + q] : 0);
+    UNROLL for (int q = 0; q < count; q++) sum[q] = (bias ? bias[h + q] : 0) - (V){0};
     for (int k = 0; k < n_in; k++) {
         const REAL *row = weight + (int64_t)k * n_out + h;
         V in = x[k];
@@ -29,7 +29,7 @@ INLINE void rows(const int count, int n_out, int k, const REAL *weight, const V 
 {
     V sum[TILE];
     const REAL *row = weight + (int64_t)k * n_out;
-    UNROLL for (int q = 0; q < count; q++) sum[q] = SPLAT(0);
+    UNROLL for (int q = 0; q < count; q++) sum[q] = (V){0};
     for (int h = 0; h < n_out; h++) {
         V in = y[h];
         UNROLL for (int q = 0; q < count; q++) sum[q] += row[(int64_t)q * n_out + h] * in;
@@ -47,12 +47,6 @@ INLINE void dense_back(int n_in, int n_out, const REAL *weight, const V *y, V *x
 #if N_HIDDEN
 static const int sizes[] = {SIZES, 1};
 
-#ifdef __CUDACC__
-INLINE V logistic(V x)
-{
-    return 1 / (1 + EXP(-x));
-}
-#else
 /* 1 / (1 + exp(-x)): a power of two times the series of what is left. */
 INLINE V logistic(V x)
 {
@@ -61,13 +55,12 @@ INLINE V logistic(V x)
     const REAL most = sizeof(REAL) == 4 ? 86 : 700, log2 = (REAL)0.69314718055994530942;
     x = -x;
     Whole high = x > most, low = x < -most;
-    x = (V)(((Whole)x & ~(high | low)) | ((Whole)SPLAT(most) & high) | ((Whole)SPLAT(-most) & low));
+    x = (V)(((Whole)x & ~(high | low)) | ((Whole)(most - (V){0}) & high) | ((Whole)(-most - (V){0}) & low));
     Whole whole = __builtin_convertvector(x / log2 + (REAL)(bias + 0.5), Whole);
-    V rest = x - __builtin_convertvector(whole - bias, V) * log2, series = SPLAT(1);
+    V rest = x - __builtin_convertvector(whole - bias, V) * log2, series = 1 - (V){0};
     UNROLL for (int k = order; k > 0; k--) series = 1 + series * rest * (1 / (REAL)k);
     return 1 / (1 + series * (V)(whole << bits));
 }
-#endif
 
 /* The later layers of one member, from the sums of its first: its energy; `sum` becomes the derivative times `share`. */
 static V member(int m, const REAL *layer, V *sum, REAL share)
@@ -88,7 +81,7 @@ static V member(int m, const REAL *layer, V *sum, REAL share)
         layer += MEMBERS * n_out;
     }
     V energy = out[0];
-    out[0] = SPLAT(share);
+    out[0] = share - (V){0};
     for (int l = N_HIDDEN - 1; l >= 0; l--) {
         dense_back(sizes[l], sizes[l + 1], weights[l], out, in);
         for (int k = 0; k < sizes[l]; k++) out[k] = in[k] * slopes[l][k];
@@ -109,7 +102,7 @@ static void network(const Model *model, int element, const V *features, V *energ
 #if N_HIDDEN
         energies[m] += member(m, model->layers, sum + MEMBERS + m * WIDTH, share);
 #endif
-        sum[m] = SPLAT(share);
+        sum[m] = share - (V){0};
     }
     for (int m = 0; m < MEMBERS; m++) energies[m] *= model->scale;
     dense_back(N_FEATURES, N_FIRST, first, sum, by_features);
