@@ -34,8 +34,11 @@ CPU_ATOMS = 4096
 CUDA_ATOMS = 500_000
 """Most atoms in flight on a GPU."""
 
-ATOM_BYTES = 40_000
-"""Memory that an atom in flight takes on a GPU, neighbours and history included."""
+ATOM_BYTES = 50_000
+"""Memory that an atom in flight takes on a GPU, neighbours and history included; measured."""
+
+SPARE = 0.8
+"""Part of a GPU's free memory that is used."""
 
 ATOM_ENERGY = 10.0
 """Typical energy that a network gives to an atom, eV."""
@@ -89,7 +92,7 @@ class Engine:
         device = torch.device(potential.device)
         self.potential = potential
         self.settings = settings
-        self.limit = settings.batch_atoms or _affordable(device)
+        self.limit = settings.batch_atoms or affordable(device)
         self.table = torch.as_tensor(table, dtype=potential.dtype, device=device) * settings.bonds_scale
         self.pool = Pool(0, device)
         self.device = device
@@ -341,9 +344,22 @@ def _join(first: Found, second: Found) -> Found:
     return Found(trial=trial, **both(first, second, Found))
 
 
-def _affordable(device: torch.device) -> int:
-    """Choose the number of atoms in flight from the memory of the device."""
+def affordable(device: torch.device, share: int = 1) -> int:
+    """Choose the number of atoms in flight from the memory of the device.
+
+    Parameters
+    ----------
+    device
+        The device.
+    share
+        Processes that share its memory.
+
+    Returns
+    -------
+    int
+        Atoms.
+    """
     if device.type == "cpu":
         return CPU_ATOMS
     free, _ = torch.cuda.mem_get_info(device)
-    return max(1, min(CUDA_ATOMS, free // 2 // ATOM_BYTES))
+    return max(1, min(CUDA_ATOMS, int(SPARE * free) // ATOM_BYTES // share))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import queue
 import threading
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import multiprocessing
 
 from acnn.errors import NumericalError
-from acnn.relax.engine import Engine
+from acnn.relax.engine import Engine, affordable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,9 +90,13 @@ def relax_parallel(
     """
     context = multiprocessing.get_context("spawn")
     tray = Tray(context, workers)
+    devices = _devices(torch.device(potential.device), workers)
+    if devices[0].type == "cuda":
+        potential = _moved(copy.deepcopy(potential), torch.device("cpu"))  # memory of a GPU cannot be sent
+    share = -(-workers // len(set(devices)))
     processes = [
-        context.Process(target=_work, args=(tray, potential, settings, table, rank), daemon=True)
-        for rank in range(workers)
+        context.Process(target=_work, args=(tray, potential, settings, table, device, share), daemon=True)
+        for device in devices
     ]
     for process in processes:
         process.start()
@@ -157,15 +162,32 @@ def _put(tray: Tray, parcel: list[Job] | None, stop: threading.Event) -> bool:
     return False
 
 
-def _work(tray: Tray, potential: PotentialLike, settings: RelaxConfig, table: np.ndarray, rank: int) -> None:
+def _devices(device: torch.device, workers: int) -> list[torch.device]:
+    """Give each process a device: that of the potential, or one GPU in turn."""
+    if device.type != "cuda":
+        return [device] * workers
+    return [torch.device("cuda", rank % torch.cuda.device_count()) for rank in range(workers)]
+
+
+def _moved(potential: PotentialLike, device: torch.device) -> PotentialLike:
+    """Move a potential that can be moved."""
+    move = getattr(potential, "to", None)
+    moved: PotentialLike = potential if move is None else move(device)
+    return moved
+
+
+def _work(
+    tray: Tray, potential: PotentialLike, settings: RelaxConfig, table: np.ndarray, device: torch.device, share: int
+) -> None:
     """Relax what comes in the queue, in a process of its own."""
     torch.set_num_threads(1)
     try:
-        move = getattr(potential, "to", None)
-        if torch.device(potential.device).type == "cuda" and move is not None:
-            potential = move(f"cuda:{rank % torch.cuda.device_count()}")
+        if device.type == "cuda":
+            potential = _moved(potential, device)
+        limit = settings.batch_atoms or affordable(device, share)
+        engine = Engine(potential, settings.model_copy(update={"batch_atoms": limit}), table)
         parcel: list[Relaxed] = []
-        for result in Engine(potential, settings, table).run(tray.jobs()):
+        for result in engine.run(tray.jobs()):
             parcel.append(result)
             if len(parcel) == PARCEL:
                 tray.done.put(parcel)
