@@ -68,8 +68,8 @@ def _add_relax(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the clas
     command.add_argument("--out", type=Path, required=True, help="relaxed structures with their status, extxyz")
     command.add_argument("--config", type=Path, help="YAML or JSON with the section relax")
     command.add_argument("--fmax", type=float, help="converged below this force, eV/Å")
-    command.add_argument("--workers", type=int, default=1, help="processes")
-    command.add_argument("--device", default="cpu", help="cpu or cuda")
+    command.add_argument("--workers", type=int, help="processes; default 1")
+    command.add_argument("--device", help="cpu, cuda or auto, which is the default: a GPU where there is one")
     command.add_argument("--work-dir", type=Path, help="folder that lets a killed run go on")
     command.set_defaults(run=_relax)
 
@@ -133,20 +133,22 @@ def _relax(args: argparse.Namespace) -> None:
 
     from acnn import checkpoint
     from acnn.config import RelaxConfig
+    from acnn.device import choose_device
     from acnn.relax.stream import relax_file
 
     content = _parsed(args.config) if args.config is not None else {}
-    given = {} if args.fmax is None else {"fmax": args.fmax}
+    asked = {name: getattr(args, name) for name in ("fmax", "workers", "device")}
+    given = {name: value for name, value in asked.items() if value is not None}
     settings = _section("relax", RelaxConfig, {**(content.get("relax") or {}), **given})
     _set_threads(1)
     with tqdm(disable=None, unit="crystal") as bar:
         counts = relax_file(
             args.data,
             args.out,
-            checkpoint.load(args.model).to(args.device),
+            checkpoint.load(args.model).to(choose_device(settings.device)),
             settings,
             pressure_gpa=args.pressure,
-            workers=args.workers,
+            workers=settings.workers,
             folder=args.work_dir,
             progress=bar.update,
         )

@@ -13,6 +13,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+DeviceName = Literal["auto", "cpu", "cuda"]
+"""Where a potential runs; auto takes a GPU where there is one."""
+
+
 class ModelConfig(Settings):
     """Shape of the potential: embedding, optional attention, fitting, committee."""
 
@@ -105,4 +109,8 @@ class RelaxConfig(Settings):
     skin: float = Field(0.5, ge=0, description="Neighbours are searched this far beyond the cutoff, Å.")
     batch_atoms: int | None = Field(
         None, ge=1, description="Atoms relaxed at once; chosen from the memory of the device if not given."
+    )
+    device: DeviceName = Field("auto", description="cpu, cuda, or auto: a GPU where there is one.")
+    workers: int = Field(
+        1, ge=1, description="Processes among which structures are shared; each takes one GPU in turn."
     )

@@ -5,9 +5,14 @@ from __future__ import annotations
 import ctypes
 import re
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+try:
+    from cuda.bindings import driver, nvrtc
+except ImportError:  # it comes with PyTorch for CUDA
+    driver = nvrtc = None
 
 OPTIONS = ("--device-as-default-execution-space", "--std=c++17")
 
@@ -19,6 +24,8 @@ MOST_BLOCKS = 1 << 16
 
 WARP = 32
 """Threads of a warp."""
+
+T = TypeVar("T")
 
 
 class CudaLibrary:
@@ -35,12 +42,11 @@ class CudaLibrary:
     def __init__(self, module: object, number: int) -> None:
         self._module = module
         self._device = torch.device("cuda", number)
-        self._function = cache(lambda name: _check(_driver().cuModuleGetFunction(module, name.encode())))
+        self._function = cache(lambda name: _check(driver.cuModuleGetFunction(module, name.encode())))
 
     @property
     def shared_memory(self) -> int:
         """Most shared memory of a block, bytes."""
-        driver = _driver()
         kind = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
         return int(_check(driver.cuDeviceGetAttribute(kind, self._device.index)))
 
@@ -70,16 +76,15 @@ class CudaLibrary:
         """
         if n == 0:
             return
-        driver = _driver()
         values, kinds = zip(*map(_argument, (n, *arguments)), strict=True)
         grid = (min(MOST_BLOCKS, -(-n // items)), 1, 1, threads, 1, 1)
         with torch.cuda.device(self._device):
             function = self._function(name)
             if shared:
                 most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-                _check(driver.cuFuncSetAttribute(function, most, shared))
+                _succeed(driver.cuFuncSetAttribute(function, most, shared))
             stream = torch.cuda.current_stream().cuda_stream
-            _check(driver.cuLaunchKernel(function, *grid, shared, stream, (values, kinds), 0))
+            _succeed(driver.cuLaunchKernel(function, *grid, shared, stream, (values, kinds), 0))
 
 
 def build_cuda(texts: dict[str, str], number: int, defines: tuple[str, ...]) -> CudaLibrary:
@@ -111,7 +116,7 @@ def build_cuda(texts: dict[str, str], number: int, defines: tuple[str, ...]) -> 
     major, minor = torch.cuda.get_device_capability(device)
     binary = compile_cuda(texts, (f"--gpu-architecture=sm_{major}{minor}", *defines))
     with torch.cuda.device(device):
-        return CudaLibrary(_check(_driver().cuModuleLoadData(binary)), number)
+        return CudaLibrary(_check(driver.cuModuleLoadData(binary)), number)
 
 
 def compile_cuda(texts: dict[str, str], options: tuple[str, ...]) -> bytes:
@@ -136,8 +141,8 @@ def compile_cuda(texts: dict[str, str], options: tuple[str, ...]) -> bytes:
     RuntimeError
         If the compiler refuses; with what it says.
     """
-    from cuda.bindings import nvrtc  # noqa: PLC0415 - comes only with PyTorch for CUDA
-
+    if nvrtc is None:
+        raise ImportError("the package cuda-bindings is missing")
     first = next(iter(texts))
     program = _check(nvrtc.nvrtcCreateProgram(_flat(first, texts).encode(), first.encode(), 0, [], []))
     options = (*OPTIONS, *options)
@@ -147,8 +152,8 @@ def compile_cuda(texts: dict[str, str], options: tuple[str, ...]) -> bytes:
         nvrtc.nvrtcGetProgramLog(program, log)
         raise RuntimeError(log.decode(errors="replace").strip(" \n\0"))
     code: bytes = b" " * _check(nvrtc.nvrtcGetCUBINSize(program))
-    _check(nvrtc.nvrtcGetCUBIN(program, code))
-    _check(nvrtc.nvrtcDestroyProgram(program))
+    _succeed(nvrtc.nvrtcGetCUBIN(program, code))
+    _succeed(nvrtc.nvrtcDestroyProgram(program))
     return code
 
 
@@ -169,15 +174,13 @@ def _argument(value: torch.Tensor | float) -> tuple[float, Any]:
     return value.data_ptr(), ctypes.c_void_p
 
 
-def _driver() -> Any:  # noqa: ANN401 - a module without types
-    """Give the driver's functions."""
-    from cuda.bindings import driver  # noqa: PLC0415 - comes only with PyTorch for CUDA
+def _check(result: tuple[Any, T]) -> T:
+    """Take the value of a result that is no error."""
+    _succeed(result)
+    return result[1]
 
-    return driver
 
-
-def _check(result: tuple[Any, ...]) -> Any:  # noqa: ANN401 - what the function gives
-    """Take the error off a result."""
+def _succeed(result: tuple[Any, ...]) -> None:
+    """Raise if a result is an error."""
     if result[0]:
         raise RuntimeError(f"CUDA: {result[0].name}")
-    return result[1] if len(result) > 1 else None

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from acnn import checkpoint
+from acnn.device import choose_device
 from acnn.relax import Relaxed, RelaxStatus, relax
 from makers.blobs import StructureBatch
 from makers.documents import RelaxCounts, RelaxDoc
@@ -66,13 +67,19 @@ class RelaxMaker(StageMaker):
         start = time.perf_counter()
         store = current_store()
         batch = batch.fetch(store) if isinstance(batch, Handle) else batch
-        potential = checkpoint.loads(model.fetch(store).content)
         settings = self.settings.model_copy(update={"bonds_scale": state.bonds_scale})
+        potential = checkpoint.loads(model.fetch(store).content).to(choose_device(settings.device))
         frames, distances = batch.to_atoms(), pair_distances(state.knowledge.distances)
 
         def work(folder: Path | None) -> list[Relaxed]:
             found = relax(
-                frames, potential, settings, pressure_gpa=self.pressure_gpa, min_distance=distances, folder=folder
+                frames,
+                potential,
+                settings,
+                pressure_gpa=self.pressure_gpa,
+                min_distance=distances,
+                workers=settings.workers,
+                folder=folder,
             )
             return list(tqdm(found, total=len(frames), desc=self.name, unit="crystal", disable=None, leave=False))
 

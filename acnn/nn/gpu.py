@@ -169,7 +169,7 @@ class OnGpu:
 
     def _network(self, features: torch.Tensor, species: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Give the members' energies, shape (n, members), and the gradient of their mean by the features."""
-        features.requires_grad_(True)  # noqa: FBT003 - the signature of torch
+        features.requires_grad_()
         counts = torch.bincount(species, minlength=len(self._first)).tolist()
         with torch.enable_grad():
             parts = zip(torch.split(features, counts), self._first, self._offset, strict=True)

@@ -34,7 +34,7 @@ CPU_ATOMS = 4096
 CUDA_ATOMS = 500_000
 """Most atoms in flight on a GPU."""
 
-ATOM_BYTES = 50_000
+ATOM_BYTES = 100_000
 """Memory that an atom in flight takes on a GPU, neighbours and history included; measured."""
 
 SPARE = 0.8
@@ -93,6 +93,7 @@ class Engine:
         self.potential = potential
         self.settings = settings
         self.limit = settings.batch_atoms or affordable(device)
+        self.together = math.inf
         self.table = torch.as_tensor(table, dtype=potential.dtype, device=device) * settings.bonds_scale
         self.pool = Pool(0, device)
         self.device = device
@@ -192,15 +193,17 @@ class Engine:
         return torch.where(fatal > 0, fatal, codes)
 
     def _evaluate(self, rows: torch.Tensor) -> Found:
-        """Evaluate the trial points, in halves if the memory does not suffice."""
-        try:
-            return self._evaluate_once(rows)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            n_atoms = int((self.pool.numbers[rows] > 0).sum())
-            if len(rows) == 1:
-                raise NumericalError(f"out of memory with one structure of {n_atoms} atoms in flight") from error
-            self.limit = max(1, min(self.limit, n_atoms // 2))
-            logger.warning("out of memory with %d atoms in flight: continuing with at most %d", n_atoms, self.limit)
+        """Evaluate the trial points, in halves if the memory does not suffice or did not before."""
+        n_atoms = int((self.pool.numbers[rows] > 0).sum())
+        if n_atoms <= self.together or len(rows) == 1:
+            try:
+                return self._evaluate_once(rows)
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                if len(rows) == 1:
+                    raise NumericalError(f"out of memory with one structure of {n_atoms} atoms in flight") from error
+                self.together = n_atoms // 2
+                self.limit = max(1, min(self.limit, n_atoms // 2))
+                logger.warning("out of memory with %d atoms in flight: continuing with %d", n_atoms, self.limit)
         half = len(rows) // 2
         return _join(self._evaluate(rows[:half]), self._evaluate(rows[half:]))
 
@@ -361,5 +364,5 @@ def affordable(device: torch.device, share: int = 1) -> int:
     """
     if device.type == "cpu":
         return CPU_ATOMS
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(1, min(CUDA_ATOMS, int(SPARE * free) // ATOM_BYTES // share))
+    free, total = torch.cuda.mem_get_info(device)
+    return max(1, min(CUDA_ATOMS, int(SPARE * min(free, total / share)) // ATOM_BYTES))

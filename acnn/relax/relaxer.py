@@ -147,7 +147,7 @@ def _request(potential: PotentialLike, settings: RelaxConfig, table: np.ndarray)
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().numpy().tobytes())
     return {
-        "settings": settings.model_dump(mode="json", exclude={"batch_atoms"}),
+        "settings": settings.model_dump(mode="json", exclude={"batch_atoms", "device", "workers"}),
         "model_and_distances": digest.hexdigest()[:16],
         "dtype": str(potential.dtype),
     }

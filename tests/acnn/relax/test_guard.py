@@ -146,15 +146,19 @@ def test_a_structure_out_of_steps_says_so():
 
 
 def test_running_out_of_memory_halves_the_batch():
+    refused: list[int] = []
+
     class Small(Morse):
         def compute(self, batch: Batch, neighbors: Neighbors | None = None) -> Output:
             if len(batch.numbers) > 20:
+                refused.append(len(batch.numbers))
                 raise torch.OutOfMemoryError
             return super().compute(batch, neighbors)
 
     frames = random_crystals(5, 6)
     results = list(relax(frames, Small(), RelaxConfig(), pressure_gpa=0.0))
     assert all(r.status is RelaxStatus.CONVERGED for r in results)
+    assert len(refused) <= 3, "what did not fit is tried again at every step"
     large = random_crystals(5, 1, (24, 24))
     with pytest.raises(NumericalError, match="one structure of 24 atoms"):
         list(relax(large, Small(), RelaxConfig(), pressure_gpa=0.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from analytic import Morse, random_crystals
 from ase.io import read, write
 
@@ -53,8 +54,14 @@ def test_the_command_relaxes_with_a_saved_model(tmp_path: Path, capsys: pytest.C
         (["--fmax", "-1"], "relax.fmax"),
         (["--out", "nowhere/out.extxyz"], "folder"),
         (["--workers", "0"], "workers"),
+        (["--device", "gpu"], "'auto', 'cpu' or 'cuda'"),
+        pytest.param(
+            ["--device", "cuda"],
+            "sees no GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
-    ids=["fmax", "out", "workers"],
+    ids=["fmax", "out", "workers", "device", "no GPU"],
 )
 def test_wrong_settings_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], change: list[str], message: str):
     write(tmp_path / "in.extxyz", random_crystals(15, 1, (2, 2)))
