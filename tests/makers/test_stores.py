@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,7 @@ from monty.json import MontyDecoder, MontyEncoder
 from makers.errors import ConfigError
 from makers.stores import BlobStore, EmbeddedStore, embedded_job_store, sibling_store
 
-READ_LIMIT = 1.0  # s for 200 documents; measured 0.1
-BLOB_LIMIT = 0.5  # s for one blob of 5 MB among 50; measured 0.02
+READ_LIMIT = 1.0  # CPU s for 200 documents; measured 0.1
 
 
 @pytest.fixture
@@ -110,18 +110,21 @@ def test_embedded_reads_are_fast_enough(tmp_path: Path) -> None:
     label = {"forces": [[0.1, 0.2, 0.3]] * 12, "positions": [[0.1, 0.2, 0.3]] * 12}
     for n in range(200):
         store._collection.insert_one({"label_id": str(n), **label})
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(list(store.query({"label_id": {"$in": [str(n) for n in range(200)]}}))) == 200
-    assert time.perf_counter() - start < READ_LIMIT
+    assert time.process_time() - start < READ_LIMIT
 
 
 def test_blobs_are_found_by_key_without_reading_others(blobs: BlobStore) -> None:
-    blobs.update([blob(f"{n:03d}", "y" * 5_000_000 if n == 7 else "x" * 100_000) for n in range(50)])
-    start = time.perf_counter()
+    blobs.update([blob(f"{n:03d}", str(n)) for n in range(9)])
+    assert blobs.count() == 9
+    for file in blobs._files(None):
+        if "007" not in file.name:
+            file.write_bytes(b"nobody can read this")
     (found,) = blobs.query({"blob_uuid": {"$in": ["007", "absent"]}}, properties=["blob_uuid", "data"])
-    assert time.perf_counter() - start < BLOB_LIMIT
-    assert len(found["data"]["npz"]) == 5_000_000
-    assert blobs.count() == 50
+    assert found["data"]["npz"] == "7"
+    with pytest.raises(zlib.error):
+        list(blobs.query({"data.npz": "7"}))
 
 
 def test_blobs_are_replaced_counted_grouped_and_removed(blobs: BlobStore) -> None:
