@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ase.neighborlist import neighbor_list
 from ase.units import GPa
 
 from acnn.errors import DataError
@@ -169,13 +170,21 @@ def _fault(label: Label, settings: TrainConfig) -> str:
     arrays += [a for a in (label.forces, label.stress) if a is not None]
     if not all(np.isfinite(a).all() for a in arrays):
         return "not finite"
-    if atoms.pbc.any() and abs(atoms.cell.volume) < 1e-3 * len(atoms):
-        return "flat or empty cell"
-    if label.forces is not None and len(atoms) and np.abs(label.forces).max() > settings.max_force:
+    if fault := _crowding(atoms):
+        return fault
+    if label.forces is not None and np.abs(label.forces).max() > settings.max_force:
         return f"force above {settings.max_force:g} eV/Å"
     if label.stress is not None and np.abs(label.stress).max() > settings.max_pressure_gpa * GPa:
         return f"stress above {settings.max_pressure_gpa:g} GPa"
     return ""
+
+
+def _crowding(atoms: Atoms) -> str:
+    """Say whether the cell has no room for its atoms, or two of them the same place."""
+    if atoms.pbc.any() and abs(atoms.cell.volume) < 1e-3 * len(atoms):
+        return "flat or empty cell"
+    lengths = neighbor_list("d", atoms, CLOSEST_PAIR)
+    return f"atoms closer than {CLOSEST_PAIR:g} Å" if len(lengths) else ""
 
 
 def _drop_wild_energies(found: LabelSet, max_energy: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import time
@@ -19,7 +20,7 @@ from acnn.nn.potential import Potential
 from acnn.train.dataset import Dataset
 from acnn.train.labels import Label, LabelSet, family_blocks, read_labels, split_families
 from acnn.train.loss import RobustLoss, Weights, energy_trust, random_mixture, residuals
-from acnn.train.metrics import calibration_factor, measure
+from acnn.train.metrics import calibration_factors, measure
 from acnn.train.optimizer import Soap
 from acnn.train.prepare import set_onsets, set_references, set_whitening
 from acnn.train.restart import RunState, load_state, save_state
@@ -148,6 +149,7 @@ class _Run:
 
     def __init__(self, found: LabelSet, potential: Potential, settings: TrainConfig, seed: int, *, warm: bool) -> None:
         self.settings, self.potential, self.warm, self.dropped = settings, potential, warm, found.dropped
+        self.start = _fingerprint(potential, seed)
         rng = np.random.default_rng(seed)
         self.labels: list[Label] = found.labels
         kept, held = split_families(self.labels, settings.validation_fraction, rng)
@@ -298,7 +300,9 @@ class _Run:
             for parameter, best in zip(self.parameters, self.state.best, strict=True):
                 parameter.copy_(best)
         potential, state = self.potential, self.state
-        potential.calibration.fill_(calibration_factor(potential, self.data, self.held, self.settings.batch_atoms))
+        factors = calibration_factors(potential, self.data, self.held, self.settings.batch_atoms)
+        if factors is not None:
+            potential.calibration.copy_(torch.tensor(factors))
         summary = {
             "n_train": len(self.kept),
             "n_held_out": len(self.held),
@@ -315,6 +319,14 @@ class _Run:
         }
         logger.info("trained on %d labels in %.1f s, %d steps", len(self.kept), state.seconds, state.step)
         return TrainResult(potential.eval(), state.history, self.dropped, len(self.kept), len(self.held), state.seconds)
+
+
+def _fingerprint(potential: Potential, seed: int) -> str:
+    """Tell the start of one training from that of another."""
+    digest = hashlib.blake2b(str(seed).encode(), digest_size=16)
+    for tensor in potential.state_dict().values():
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def default_steps(n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:

@@ -167,6 +167,9 @@ class RobustLoss:
         force_trust = 1.0 / (1.0 + (size / WILD_FORCE).square())
         virial_size = torch.nan_to_num(targets.virial).flatten(1).norm(dim=1) / targets.counts / self.scale
         virial_trust = 1.0 / (1.0 + (virial_size / WILD_FORCE).square())
+        # what a label does not say counts for nothing, so that it does not make the rest count less
+        force_trust = force_trust * torch.isfinite(targets.forces).all(1)
+        virial_trust = virial_trust * torch.isfinite(targets.virial).flatten(1).all(1)
         terms = (
             (misfits.energy, energy_trust[:, None] * owned, weights.energy),
             (misfits.force, force_trust[:, None].expand_as(misfits.force), weights.force),
@@ -184,7 +187,8 @@ class RobustLoss:
         """Follow the typical misfit; give the size from which the loss grows linearly."""
         now = float((trust * misfit.abs()).sum() / trust.sum().clamp(min=1e-6))
         before = float(self.typical[kind])
-        self.typical[kind] = now if before < 0 else 0.95 * before + 0.05 * now
+        if float(trust.sum()) > 0:
+            self.typical[kind] = now if before < 0 else 0.95 * before + 0.05 * now
         return HUBER * max(1e-4, float(self.typical[kind]))
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from acnn.train.labels import Label
 
 ONSET_MARGIN = 0.98  # of the shortest distance seen: the repulsion stays clear of the data
+SHORTEST = 0.4  # of the guess: whatever the labels hold, atoms that collide are pushed apart from here
 WHITENING_ATOMS = 20000  # environments from which the whitening is taken, at most
 
 
@@ -56,7 +57,7 @@ def set_onsets(potential: Potential, dataset: Dataset) -> None:
     """Let the repulsion start just below the shortest distance of each pair of elements."""
     numbers = [atomic_numbers[symbol] for symbol in potential.elements]
     guess = torch.as_tensor(default_onset(numbers), dtype=potential.dtype)
-    seen = ONSET_MARGIN * dataset.closest_pairs(len(numbers)).to(guess)
+    seen = torch.maximum(ONSET_MARGIN * dataset.closest_pairs(len(numbers)).to(guess), SHORTEST * guess)
     # a pair that was only ever seen far apart keeps the guess, or the shorter of both where it was seen closer
     potential.repulsion.onset.copy_(torch.where(seen < 1.6 * guess, seen, guess))
 

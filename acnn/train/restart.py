@@ -62,7 +62,7 @@ class RunState:
 
 
 def identity(run: Any) -> dict[str, Any]:  # noqa: ANN401 - the loop's own class, which imports this module
-    """Say what a state belongs to: settings, labels and shape."""
+    """Say what a state belongs to: settings, labels, shape, seed and the weights that it started from."""
     digest = 0
     for label in run.labels:
         digest = (digest * 1000003 + label.digest) % (1 << 61)
@@ -71,7 +71,7 @@ def identity(run: Any) -> dict[str, Any]:  # noqa: ANN401 - the loop's own class
         "model": run.potential.config.model_dump(mode="json"),
         "elements": list(run.potential.elements),
         "labels": digest,
-        "warm": run.warm,
+        "start": run.start,
     }
 
 
@@ -123,7 +123,7 @@ def load_state(folder: Path, run: Any) -> bool:  # noqa: ANN401
     Raises
     ------
     ModelError
-        If the state is damaged or belongs to other settings or labels.
+        If the state is damaged or belongs to another training.
     """
     path = folder / FILE_NAME
     if not path.exists():
@@ -136,7 +136,7 @@ def load_state(folder: Path, run: Any) -> bool:  # noqa: ANN401
     except (SafetensorError, ValueError, KeyError, TypeError) as exc:
         raise ModelError(f"{path}: damaged; delete it to start again") from exc
     if head["identity"] != identity(run):
-        raise ModelError(f"{path}: belongs to other settings or labels; delete it, or choose another folder")
+        raise ModelError(f"{path}: belongs to another training (settings, labels, seed or start); delete it, or choose another folder")
     _restore(run, head, tensors)
     return True
 

@@ -10,10 +10,12 @@ from acnn import checkpoint
 from acnn.config import ModelConfig, TrainConfig
 from acnn.errors import ConfigError, DataError, ModelError, NumericalError
 from acnn.evaluate import evaluate, predict
+from acnn.nn.potential import Potential
 from acnn.train import history_csv, train
 from acnn.train.labels import family_blocks, fit_references, read_labels, split_families
 from acnn.train.loop import _Run
-from acnn.train.loss import RobustLoss, random_mixture
+from acnn.train.loss import RobustLoss, Weights, random_mixture, residuals
+from acnn.train.metrics import calibration_factors
 
 SHAPE = {"n_radial": 6, "channels": 4, "mixed_channels": 4, "hidden": (16,), "l_max": 3, "members": 2}
 MODEL = ModelConfig(**SHAPE)
@@ -81,8 +83,10 @@ def test_a_full_disk_costs_nothing_but_the_checkpoint(alloys, tmp_path, monkeypa
 
 def test_a_state_of_another_run_is_refused(alloys, tmp_path):
     train(alloys, model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path)
-    with pytest.raises(ModelError, match="other settings or labels"):
+    with pytest.raises(ModelError, match="belongs to another training"):
         train(alloys[:-1], model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path)
+    with pytest.raises(ModelError, match="belongs to another training"):
+        train(alloys, model=MODEL, settings=QUICK, seed=4, work_dir=tmp_path)
     (tmp_path / "train-state.safetensors").write_bytes(b"damaged")
     with pytest.raises(ModelError, match="damaged"):
         train(alloys, model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path)
@@ -149,6 +153,49 @@ def test_wild_labels_are_counted_and_do_not_hurt(alloys, other_alloys):
     assert errors[0] < 1.5 * errors[1]
 
 
+@pytest.mark.parametrize("distance", [0.0, 0.05])
+def test_atoms_on_top_of_each_other_are_set_aside(alloys, distance):
+    bad = Atoms("Cu2", positions=[[0, 0, 0], [distance, 0, 0]], cell=[4, 4, 4], pbc=True)
+    bad.calc = SinglePointCalculator(bad, energy=-1.0)
+    found = read_labels([*alloys, bad], QUICK)
+    assert found.dropped == {"atoms closer than 0.3 Å": 1}
+    assert len(found.labels) == len(alloys)
+
+
+def test_labels_of_near_atoms_leave_the_repulsion_in_place(alloys):
+    near = Atoms("Cu2", positions=[[0, 0, 0], [0.35, 0, 0]], cell=[6, 6, 6], pbc=True)
+    near.calc = SinglePointCalculator(near, energy=0.0, forces=np.zeros((2, 3)))
+    potential = train([*alloys, near], model=MODEL, settings=QUICK, seed=0).potential
+    force = predict(potential, [near]).forces[0]
+    assert force[1, 0] > 10.0
+    assert force[0, 0] < -10.0
+
+
+def test_what_labels_do_not_say_does_not_weaken_the_rest(alloys):
+    run = _Run(read_labels(alloys, QUICK), Potential(MODEL, ["Cu", "Au"], seed=3), QUICK, 0, warm=False)
+    graph, targets = run.data.batch(torch.arange(8))
+    misfits = residuals(run.potential, graph, targets, None, training=False)
+    owned = torch.ones(8, MODEL.members)
+    weights = Weights(0.0, 0.0, 1.0)
+    _, few = run.data.batch(torch.arange(8))
+    few.virial[2:] = torch.nan
+    some = residuals(run.potential, graph, few, None, training=False)
+    two, alone = run.data.batch(torch.arange(2))
+    pair = residuals(run.potential, two, alone, None, training=False)
+    whole, part, same = (
+        RobustLoss(torch.ones(40), float(run.potential.scale))(*terms, weights, owned[: len(terms[1].counts)]).item()
+        for terms in ((misfits, targets), (some, few), (pair, alone))
+    )
+    assert part == pytest.approx(same, rel=1e-3)
+    assert whole != pytest.approx(same, rel=1e-2)
+    loss = RobustLoss(torch.ones(40), float(run.potential.scale))
+    loss(misfits, targets, weights, owned)
+    before = loss.typical.clone()
+    few.virial[:] = torch.nan
+    loss(residuals(run.potential, graph, few, None, training=False), few, weights, owned)
+    assert loss.typical[2] == before[2]
+
+
 def test_labels_without_forces_or_stress_are_learned(alloys):
     frames = []
     for number, atoms in enumerate(alloys):
@@ -211,6 +258,24 @@ def test_a_dominant_family_is_divided_into_runs(alloys):
         assert 10 <= len(held) <= 20
         for block in np.unique(blocks[held]):
             assert set(np.flatnonzero(blocks == block)) <= set(held)
+
+
+def test_spreads_are_calibrated_on_what_was_held_out(alloys):
+    run = _Run(read_labels(alloys, QUICK), Potential(MODEL, ["Cu", "Au"], seed=3), QUICK, 0, warm=False)
+    wide = calibration_factors(run.potential, run.data, torch.arange(40), 64)
+    energy, force = [], []
+    for label in run.labels:
+        found = predict(run.potential, [label.atoms], spread=True)
+        energy.append(np.array([abs(found.energies[0] - label.energy) / len(label.atoms), found.energy_spreads[0]]))
+        lengths = np.linalg.norm(found.forces[0] - label.forces, axis=1)
+        if len(label.atoms) > 1:  # an atom alone in its cell feels no force
+            force.append(np.stack([lengths, found.force_spreads[0]], axis=1))
+    ratios = [np.quantile(np.vstack(pairs), 0.5, axis=0, method="lower") for pairs in (energy, force)]
+    # a normal distribution: half of the sizes are below 0.6745 standard deviations, in three dimensions below 0.888
+    expected = [float(error / spread / half) for (error, spread), half in zip(ratios, (0.6745, 0.888), strict=True)]
+    assert all(0.2 < value < 20 for value in expected)
+    np.testing.assert_allclose(wide, expected, rtol=0.01)
+    assert calibration_factors(run.potential, run.data, torch.arange(5), 64) is None
 
 
 def test_references_ignore_wild_labels(alloys):
