@@ -136,7 +136,9 @@ def load_state(folder: Path, run: Any) -> bool:  # noqa: ANN401
     except (SafetensorError, ValueError, KeyError, TypeError) as exc:
         raise ModelError(f"{path}: damaged; delete it to start again") from exc
     if head["identity"] != identity(run):
-        raise ModelError(f"{path}: belongs to another training (settings, labels, seed or start); delete it, or choose another folder")
+        raise ModelError(
+            f"{path}: belongs to another training (settings, labels, seed or start); delete it, or choose another folder"
+        )
     _restore(run, head, tensors)
     return True
 
