@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from acnn.nn.graph import Graph
 from acnn.nn.potential import assemble
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from acnn.nn.potential import Potential
     from acnn.train.dataset import Targets
+    from acnn.train.labels import Label
 
 WILD_FORCE = 4.0  # typical forces beyond which a force counts less
 WILD_ENERGY = 1.0  # eV/atom above the lowest structures, beyond which an energy counts less
@@ -190,6 +195,27 @@ class RobustLoss:
         if float(trust.sum()) > 0:
             self.typical[kind] = now if before < 0 else 0.95 * before + 0.05 * now
         return HUBER * max(1e-4, float(self.typical[kind]))
+
+
+def doubted(labels: Sequence[Label], loss: RobustLoss) -> Counter[str]:
+    """Count the labels that weigh less than half.
+
+    Parameters
+    ----------
+    labels
+        The labels.
+    loss
+        The loss that weighs them.
+
+    Returns
+    -------
+    collections.Counter
+        Labels by reason; of forces, those where one atom's weighs less than half.
+    """
+    far = WILD_FORCE * loss.scale
+    wild = sum(x.forces is not None and bool((np.linalg.norm(x.forces, axis=1) > far).any()) for x in labels)
+    high = int((loss.trust_energy < 0.5).sum())
+    return +Counter({"energy far above the lowest": high, f"a force above {far:.3g} eV/Å": wild})
 
 
 def energy_trust(excess: torch.Tensor) -> torch.Tensor:

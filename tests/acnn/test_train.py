@@ -14,7 +14,7 @@ from acnn.nn.potential import Potential
 from acnn.train import history_csv, train
 from acnn.train.labels import family_blocks, fit_references, read_labels, split_families
 from acnn.train.loop import _Run
-from acnn.train.loss import RobustLoss, Weights, random_mixture, residuals
+from acnn.train.loss import RobustLoss, Weights, doubted, random_mixture, residuals
 from acnn.train.metrics import calibration_factors
 
 SHAPE = {"n_radial": 6, "channels": 4, "mixed_channels": 4, "hidden": (16,), "l_max": 3, "members": 2}
@@ -121,8 +121,42 @@ def test_a_previous_potential_that_does_not_fit_is_refused(trained, alloys):
     silver = alloys[0].copy()
     silver.numbers[:] = 47
     silver.calc = SinglePointCalculator(silver, energy=1.0)
-    with pytest.raises(ModelError, match="Ag"):
+    with pytest.raises(ModelError, match="frame 40: holds Ag, but the potential knows Cu, Au"):
         train([*alloys, silver], model=MODEL, settings=QUICK, seed=0, previous=trained.potential)
+
+
+@pytest.mark.parametrize("attention", [0, 1], ids=["plain", "attention"])
+def test_an_element_first_seen_in_a_warm_start_is_fitted_then(alloys, attention):
+    model = MODEL.model_copy(update={"attention_blocks": attention, "attention_width": 4})
+    copper = [atoms for atoms in alloys if set(atoms.symbols) == {"Cu"}]
+    settings = TrainConfig(max_steps=1, warm_learning_rate=1e-12)
+    first = train(copper, model=model, settings=settings, seed=0, elements=["Cu", "Au"]).potential
+    assert first.metadata["learned_elements"] == ["Cu"]
+    warm = train(alloys, model=model, settings=settings, seed=0, previous=first).potential
+    assert warm.metadata["learned_elements"] == ["Au", "Cu"]
+    assert warm.reference[0] == first.reference[0]
+    gold = [atoms for atoms in alloys if set(atoms.symbols) == {"Au"}]
+    expected = np.median([atoms.get_potential_energy() / len(atoms) for atoms in gold])
+    assert abs(float(warm.reference[1]) - expected) < 0.5 < abs(float(first.reference[1]) - expected)
+    assert (first.whitening.matrix[1] == torch.eye(len(first.whitening.matrix[1]))).all()
+    assert not torch.equal(first.whitening.matrix[1], warm.whitening.matrix[1])
+    one, two = (predict(potential, copper).energies for potential in (first, warm))
+    np.testing.assert_allclose(one, two, atol=2e-3)
+    again = train(alloys, model=model, settings=settings, seed=0, previous=warm).potential
+    assert torch.equal(again.reference, warm.reference)
+
+
+def test_patience_ends_the_training_and_the_best_weights_are_kept(alloys):
+    settings = TrainConfig(max_steps=400, evaluate_every=1, patience=3, learning_rate=0.5)
+    result = train(alloys, model=MODEL, settings=settings, seed=0)
+    assert result.history[-1]["step"] < 400
+    forces = [record["force_mae_ev_per_a"] for record in result.history]
+    energies = [record["energy_mae_ev_per_atom"] for record in result.history]
+    kept = result.errors["force_mae_ev_per_a"], result.errors["energy_mae_ev_per_atom"]
+    best = int(np.argmin(np.array(forces) + 5 * np.array(energies)))
+    assert best < len(forces) - 3
+    assert kept == pytest.approx((forces[best], energies[best]), rel=1e-5)
+    assert result.potential.metadata["trainings"][-1]["held_out"] == result.errors
 
 
 def test_elements_can_be_wider_than_the_labels(alloys):
@@ -151,6 +185,28 @@ def test_wild_labels_are_counted_and_do_not_hurt(alloys, other_alloys):
     clean = train(alloys, model=MODEL, settings=TrainConfig(max_steps=100), seed=0)
     errors = [evaluate(r.potential, other_alloys).force_mae_ev_per_a for r in (result, clean)]
     assert errors[0] < 1.5 * errors[1]
+
+
+def test_slabs_are_set_aside(alloys):
+    slab = alloys[0].copy()
+    slab.pbc = [True, True, False]
+    slab.calc = alloys[0].calc
+    found = read_labels([slab, *alloys], QUICK)
+    assert found.dropped == {"periodic in some directions only": 1}
+    assert [label.frame for label in found.labels] == list(range(1, 41))
+
+
+def test_labels_that_count_less_are_counted(alloys):
+    labels = read_labels(alloys, QUICK).labels
+    labels[3].forces = np.full((len(labels[3].atoms), 3), 40.0)
+    labels[4].forces = None
+    largest = sorted(0.0 if x.forces is None else np.linalg.norm(x.forces, axis=1).max() for x in labels)
+    scale = 0.5 * (largest[-1] + largest[-2]) / 4
+    found = doubted(labels, RobustLoss(torch.tensor([0.4, 0.1] + 38 * [0.9]), scale))
+    assert found == {"energy far above the lowest": 2, f"a force above {4 * scale:.3g} eV/Å": 1}
+    assert doubted(labels, RobustLoss(torch.ones(40), 100.0)) == {}
+    result = train(alloys, model=MODEL, settings=QUICK, seed=0)
+    assert result.potential.metadata["trainings"][-1]["counting_less"] == dict(result.doubted)
 
 
 @pytest.mark.parametrize("distance", [0.0, 0.05])
