@@ -14,6 +14,7 @@ from ase.neighborlist import neighbor_list
 from ase.units import GPa
 
 from acnn.errors import DataError, ModelError
+from acnn.train.units import two_groups
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -115,6 +116,14 @@ def read_labels(frames: Sequence[Atoms], settings: TrainConfig) -> LabelSet:
         logger.warning("%d of %d labels set aside: %s", count, len(frames), reason)
     if not found.labels:
         raise DataError(f"no usable label among {len(frames)} frames; set aside: {dict(found.dropped) or 'none given'}")
+    if groups := two_groups(energies_above_reference(found.labels)):
+        logger.warning(
+            "%d labels lie %.3g eV/atom above the %d others, with none between: "
+            "do all have the same units (eV) and settings?",
+            groups[1],
+            groups[2],
+            groups[0],
+        )
     return found
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.units import Hartree
 
 from acnn import checkpoint
 from acnn.config import ModelConfig, TrainConfig
@@ -207,6 +208,20 @@ def test_labels_that_count_less_are_counted(alloys):
     assert doubted(labels, RobustLoss(torch.ones(40), 100.0)) == {}
     result = train(alloys, model=MODEL, settings=QUICK, seed=0)
     assert result.potential.metadata["trainings"][-1]["counting_less"] == dict(result.doubted)
+
+
+def test_mixed_units_are_noticed(alloys, caplog):
+    def moved(number: int, unit: float) -> Atoms:
+        atoms = alloys[number].copy()
+        energy = alloys[number].get_potential_energy() - 18.0 * len(atoms)
+        atoms.calc = SinglePointCalculator(atoms, energy=energy * unit)
+        return atoms
+
+    read_labels([moved(number, 1.0) for number in range(40)], QUICK)
+    assert "units" not in caplog.text
+    read_labels([moved(number, 1 / Hartree if number % 4 == 0 else 1.0) for number in range(40)], QUICK)
+    assert "10 labels lie" in caplog.text
+    assert "do all have the same units (eV) and settings?" in caplog.text
 
 
 @pytest.mark.parametrize("distance", [0.0, 0.05])
