@@ -209,6 +209,7 @@ def read_frames(path: Path) -> list[Atoms]:
         If the file cannot be read or holds nothing; names it.
     """
     from ase.io import read
+    from ase.io.formats import UnknownFileTypeError
 
     if not path.is_file():
         raise DataError(f"{path}: no such file")
@@ -216,7 +217,7 @@ def read_frames(path: Path) -> list[Atoms]:
         raise DataError(f"{path}: holds no structure")
     try:
         frames = read(path, index=":")
-    except (OSError, ValueError, KeyError, IndexError, StopIteration, UnicodeDecodeError, AssertionError) as exc:
+    except (OSError, ValueError, KeyError, IndexError, StopIteration, AssertionError, UnknownFileTypeError) as exc:
         raise DataError(f"{path}: cannot be read: {exc}") from exc
     if not frames:
         raise DataError(f"{path}: holds no structure")

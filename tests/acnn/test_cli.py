@@ -122,6 +122,12 @@ def test_empty_files_and_unknown_devices_are_explained(data, config, tmp_path, c
     assert main(["train", str(data), "--out", str(model), "--config", str(config)]) == 0
     assert main(["evaluate", str(model), str(empty)]) == 1
     assert "empty.extxyz: holds no structure" in capsys.readouterr().err
+    assert main(["relax", str(empty), "--model", str(model), "--out", str(out)]) == 1
+    assert "empty.extxyz: holds no structure" in capsys.readouterr().err
+    (tmp_path / "words.unknown").write_text("no format that is known")
+    for command in (["train", "--out", str(model)], ["relax", "--model", str(model), "--out", str(out)]):
+        assert main([command[0], str(tmp_path / "words.unknown"), *command[1:]]) == 1
+        assert "words.unknown: " in capsys.readouterr().err
     assert main(["relax", str(data), "--model", str(model), "--out", str(out), "--device", "foo"]) == 2
     assert "--device: expected cpu, or cuda where there is one, got foo" in capsys.readouterr().err
 
