@@ -51,7 +51,9 @@ class Batch:
         return int(self.cells.shape[0])
 
     @classmethod
-    def from_atoms(cls, frames: Sequence[Atoms], dtype: torch.dtype, device: torch.device | str = "cpu") -> Batch:
+    def from_atoms(
+        cls, frames: Sequence[Atoms], dtype: torch.dtype, device: torch.device | str = "cpu", *, first: int = 0
+    ) -> Batch:
         """Lay structures end to end.
 
         Parameters
@@ -63,6 +65,8 @@ class Batch:
             Floating type of positions and cells.
         device
             Where the tensors go.
+        first
+            Number of the first structure, for messages.
 
         Returns
         -------
@@ -74,7 +78,7 @@ class Batch:
         DataError
             If a structure has no atoms, a singular cell or mixed periodicity; names its index.
         """
-        cells = np.array([_cell(atoms, k) for k, atoms in enumerate(frames)]).reshape(-1, 3, 3)
+        cells = np.array([_cell(atoms, k) for k, atoms in enumerate(frames, first)]).reshape(-1, 3, 3)
         counts = np.array([len(atoms) for atoms in frames], dtype=np.int64)
         numbers = np.concatenate([atoms.numbers for atoms in frames] or [np.zeros(0)]).astype(np.int64)
         positions = np.concatenate([atoms.positions for atoms in frames] or [np.zeros((0, 3))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from acnn.errors import ModelError
 from acnn.nn.potential import Potential
 
 FORMAT = "acnn-potential"
-VERSION = 2
+VERSION = 3
 UNITS = {"length": "angstrom", "energy": "eV", "force": "eV/angstrom", "stress": "eV/angstrom^3"}
 
 
@@ -44,6 +45,7 @@ def dumps(potential: Potential) -> bytes:
         "metadata": potential.metadata,
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in potential.state_dict().items()}
+    header["hash"] = _hash(header, tensors)
     text = json.dumps(header, sort_keys=True, allow_nan=False)
     return bytes(safetensors.torch.save(tensors, metadata={FORMAT: text}))
 
@@ -69,17 +71,37 @@ def loads(data: bytes) -> Potential:
     header = read_header(data)
     try:
         tensors = safetensors.torch.load(data)
+        if "hash" in header or header["version"] >= 3:  # older versions had none
+            _check_hash(header, tensors)
         config = ModelConfig.model_validate(header["config"])
         potential = Potential(config, [str(symbol) for symbol in header["elements"]])
         if header["version"] == 1:  # one factor calibrated energies and forces alike
             tensors["calibration"] = tensors["calibration"].expand(2)
         potential.load_state_dict(tensors)
-    except (SafetensorError, ValidationError, KeyError, TypeError, RuntimeError) as exc:
+    except ModelError:
+        raise
+    except (SafetensorError, ValidationError, KeyError, TypeError, ValueError, RuntimeError) as exc:
         raise ModelError(f"the model is damaged: its content does not fit its header ({type(exc).__name__})") from exc
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise ModelError("the model is damaged: it holds numbers that are not finite")
     potential.metadata = dict(header.get("metadata", {}))
     return potential.eval()
+
+
+def _hash(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
+    """Compute what changes with any bit of the header or of the tensors."""
+    digest = hashlib.blake2b(json.dumps(header, sort_keys=True, allow_nan=False).encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_hash(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse content that is not what was written."""
+    rest = {key: value for key, value in header.items() if key != "hash"}
+    if header["hash"] != _hash(rest, tensors):
+        raise ModelError("the model is damaged: its content is not what was written (the hash differs); copy it again")
 
 
 def read_header(data: bytes) -> dict[str, Any]:

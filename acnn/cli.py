@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from acnn.errors import AcnnError, ConfigError, DataError
+from acnn.errors import AcnnError, ConfigError, DataError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,32 +79,45 @@ def _train(args: argparse.Namespace) -> None:
     from acnn import checkpoint
     from acnn.train import history_csv, train
 
-    if not args.out.resolve().parent.is_dir():
-        raise ConfigError(f"--out: the folder of {args.out} does not exist")
+    table = args.metrics or args.out.with_suffix(".csv")
+    for option, path in (("--out", args.out), ("--metrics", table)):
+        if not path.resolve().parent.is_dir():
+            raise ConfigError(f"{option}: the folder of {path} does not exist")
+    if table.resolve() == args.out.resolve():
+        raise ConfigError(f"--out: {args.out} is also the table of the errors; choose another ending, or --metrics")
+    if not 0 <= args.seed < 2**63:
+        raise ConfigError(f"--seed: must be from 0 to 2^63 - 1, got {args.seed}")
     model, settings = read_config(args.config)
     if args.max_time is not None:
-        settings = type(settings).model_validate({**settings.model_dump(), "max_time": args.max_time})
+        settings = _section("train", type(settings), {**settings.model_dump(), "max_time": args.max_time})
     _set_threads(args.threads)
     previous = checkpoint.load(args.previous) if args.previous else None
     frames = read_frames(args.data)
     try:
         result = train(
-            frames, model=model, settings=settings, seed=args.seed, previous=previous, work_dir=args.work_dir
+            frames,
+            model=model,
+            settings=settings,
+            seed=args.seed,
+            previous=previous,
+            work_dir=args.work_dir,
+            label_fingerprint=previous.metadata.get("label_fingerprint", "") if previous else "",
         )
-    except DataError as exc:
-        raise DataError(f"{args.data}: {exc}") from exc
+    except (DataError, ModelError) as exc:
+        raise type(exc)(f"{args.data}: {exc}") from exc
     checkpoint.save(result.potential, args.out)
-    table = args.metrics or args.out.with_suffix(".csv")
     table.write_text(history_csv(result.history))
-    last = result.history[-1]
+    kind = "held-out" if result.n_held_out else "nothing is held out; of learned labels,"
     sys.stdout.write(
         f"{args.out}: {result.n_train} labels learned, {result.n_held_out} held out, "
         f"{sum(result.dropped.values())} set aside, {result.seconds:.0f} s\n"
-        f"held-out mean absolute errors: {1e3 * last['energy_mae_ev_per_atom']:.2f} meV/atom, "
-        f"{last['force_mae_ev_per_a']:.4f} eV/Å\n"
+        f"{kind} mean absolute errors: {1e3 * result.errors['energy_mae_ev_per_atom']:.2f} meV/atom, "
+        f"{result.errors['force_mae_ev_per_a']:.4f} eV/Å\n"
     )
     for reason, count in sorted(result.dropped.items()):
         sys.stdout.write(f"set aside: {count} x {reason}\n")
+    for reason, count in sorted(result.doubted.items()):
+        sys.stdout.write(f"counting less: {count} x {reason}\n")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -116,8 +129,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     potential = checkpoint.load(args.model)
     try:
         metrics = evaluate(potential, read_frames(args.data))
-    except DataError as exc:
-        raise DataError(f"{args.data}: {exc}") from exc
+    except (DataError, ModelError) as exc:
+        raise type(exc)(f"{args.data}: {exc}") from exc
     if args.json:
         sys.stdout.write(metrics.model_dump_json(indent=1) + "\n")
         return
@@ -185,12 +198,15 @@ def read_frames(path: Path) -> list[Atoms]:
         If the file cannot be read or holds nothing; names it.
     """
     from ase.io import read
+    from ase.io.formats import UnknownFileTypeError
 
     if not path.is_file():
         raise DataError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: holds no structure")
     try:
         frames = read(path, index=":")
-    except (OSError, ValueError, KeyError, IndexError, StopIteration, UnicodeDecodeError, AssertionError) as exc:
+    except (OSError, ValueError, KeyError, IndexError, StopIteration, AssertionError, UnknownFileTypeError) as exc:
         raise DataError(f"{path}: cannot be read: {exc}") from exc
     if not frames:
         raise DataError(f"{path}: holds no structure")

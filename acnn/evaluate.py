@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from ase.units import GPa
 from pydantic import BaseModel, ConfigDict, Field
+from scipy.stats import spearmanr
 
 from acnn.batch import Batch
 from acnn.config import TrainConfig
 from acnn.errors import DataError
 from acnn.nn.graph import system_pieces
 from acnn.nn.potential import FIXED
-from acnn.train.labels import Label, read_labels
+from acnn.train.labels import Label, check_elements, read_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,7 +109,7 @@ def predict(potential: Potential, frames: Sequence[Atoms], *, spread: bool = Fal
     if 0 in counts:
         raise DataError(f"structure {counts.index(0)}: has no atoms")
     for begin, end in system_pieces(counts, PREDICT_ATOMS):
-        batch = Batch.from_atoms(frames[begin:end], torch.float64, potential.device)
+        batch = Batch.from_atoms(frames[begin:end], torch.float64, potential.device, first=begin)
         output = potential.compute(batch, spread=spread)
         energies.append(output.energy.cpu().numpy())
         stresses.append(output.stress.cpu().numpy())
@@ -145,10 +146,13 @@ def evaluate(potential: Potential, frames: Sequence[Atoms], *, settings: TrainCo
     ------
     DataError
         If no label can be compared.
+    ModelError
+        If the potential does not know an element; names the frame.
     """
     limits = settings or TrainConfig(max_force=1e9, max_energy=1e9, max_pressure_gpa=1e9)
     found = read_labels(frames, limits)
     labels = found.labels
+    check_elements(labels, potential.elements)
     result = predict(potential, [label.atoms for label in labels], spread=potential.n_members > 1)
     sizes = np.array([len(label.atoms) for label in labels])
     energy = (result.energies - np.array([label.energy for label in labels])) / sizes
@@ -218,8 +222,7 @@ def _calibration(spread: np.ndarray, error: np.ndarray) -> _Calibration:
     """Say how well the spread tells where the error is large, and how large."""
     if len(error) < 10 or np.ptp(spread) == 0 or np.ptp(error) == 0:
         return _Calibration(None, None, None)
-    ranks = [np.argsort(np.argsort(values)) for values in (spread, error)]
-    correlation = float(np.asarray(np.corrcoef(ranks))[0, 1])
+    correlation = float(spearmanr(spread, error).statistic)  # equal values share a rank
     n_worst = max(1, round(WORST * len(error)))
     uncertain, wrong = set(np.argsort(-spread)[:n_worst].tolist()), set(np.argsort(-error)[:n_worst].tolist())
     return _Calibration(correlation, len(uncertain & wrong) / n_worst, float((error < spread).mean()))

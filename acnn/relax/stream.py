@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import iread, write
+from ase.io.formats import UnknownFileTypeError
 
 from acnn.errors import ConfigError, DataError
 from acnn.relax.relaxer import relax
@@ -48,6 +49,8 @@ def read_stream(path: Path) -> Iterator[Atoms]:
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: holds no structure")
     n_read = 0
     try:
         sources = _portions(path) if path.suffix in (".xyz", ".extxyz") else (path,)
@@ -56,7 +59,7 @@ def read_stream(path: Path) -> Iterator[Atoms]:
                 n_read += 1
                 atoms.calc = None
                 yield atoms
-    except (OSError, ValueError, KeyError, IndexError, StopIteration, UnicodeDecodeError, AssertionError) as error:
+    except (OSError, ValueError, KeyError, IndexError, StopIteration, AssertionError, UnknownFileTypeError) as error:
         raise DataError(f"{path}: structure {n_read} cannot be read: {error}") from error
 
 

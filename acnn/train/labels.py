@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ase.data import chemical_symbols
+from ase.neighborlist import neighbor_list
 from ase.units import GPa
 
-from acnn.errors import DataError
+from acnn.errors import DataError, ModelError
+from acnn.train.units import two_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ase import Atoms
 
@@ -44,6 +47,8 @@ class Label:
         Shape (3, 3), eV/Å^3, tension positive, or None.
     family
         Structures of one family are never divided between training and held-out part.
+    frame
+        Its place among the structures that were read, from zero.
     """
 
     atoms: Atoms
@@ -51,6 +56,7 @@ class Label:
     forces: np.ndarray | None
     stress: np.ndarray | None
     family: str
+    frame: int = 0
 
     @property
     def digest(self) -> int:
@@ -110,7 +116,38 @@ def read_labels(frames: Sequence[Atoms], settings: TrainConfig) -> LabelSet:
         logger.warning("%d of %d labels set aside: %s", count, len(frames), reason)
     if not found.labels:
         raise DataError(f"no usable label among {len(frames)} frames; set aside: {dict(found.dropped) or 'none given'}")
+    if groups := two_groups(energies_above_reference(found.labels)):
+        logger.warning(
+            "%d labels lie %.3g eV/atom above the %d others, with none between: "
+            "do all have the same units (eV) and settings?",
+            groups[1],
+            groups[2],
+            groups[0],
+        )
     return found
+
+
+def check_elements(labels: Sequence[Label], elements: Sequence[str]) -> None:
+    """Refuse labels of elements that a potential does not know.
+
+    Parameters
+    ----------
+    labels
+        The labels.
+    elements
+        Symbols that the potential knows.
+
+    Raises
+    ------
+    ModelError
+        Names the first such frame and its elements.
+    """
+    for label in labels:
+        unknown = sorted({chemical_symbols[z] for z in label.atoms.numbers} - set(elements))
+        if unknown:
+            raise ModelError(
+                f"frame {label.frame}: holds {', '.join(unknown)}, but the potential knows {', '.join(elements)}"
+            )
 
 
 def _label_of(atoms: Atoms, number: int) -> Label:
@@ -129,7 +166,7 @@ def _label_of(atoms: Atoms, number: int) -> Label:
         stress = None
     if stress is not None:
         stress = _full_stress(np.asarray(stress, dtype=float), number)
-    return Label(atoms, energy, forces, stress, family_of(atoms))
+    return Label(atoms, energy, forces, stress, family_of(atoms), number)
 
 
 def _full_stress(stress: np.ndarray, number: int) -> np.ndarray:
@@ -169,13 +206,23 @@ def _fault(label: Label, settings: TrainConfig) -> str:
     arrays += [a for a in (label.forces, label.stress) if a is not None]
     if not all(np.isfinite(a).all() for a in arrays):
         return "not finite"
-    if atoms.pbc.any() and abs(atoms.cell.volume) < 1e-3 * len(atoms):
-        return "flat or empty cell"
-    if label.forces is not None and len(atoms) and np.abs(label.forces).max() > settings.max_force:
+    if fault := _misplaced(atoms):
+        return fault
+    if label.forces is not None and np.abs(label.forces).max() > settings.max_force:
         return f"force above {settings.max_force:g} eV/Å"
     if label.stress is not None and np.abs(label.stress).max() > settings.max_pressure_gpa * GPa:
         return f"stress above {settings.max_pressure_gpa:g} GPa"
     return ""
+
+
+def _misplaced(atoms: Atoms) -> str:
+    """Say whether the cell is of no kind that is known or has no room for its atoms, or two of them the same place."""
+    if atoms.pbc.any() and not atoms.pbc.all():
+        return "periodic in some directions only"
+    if atoms.pbc.any() and abs(atoms.cell.volume) < 1e-3 * len(atoms):
+        return "flat or empty cell"
+    lengths = neighbor_list("d", atoms, CLOSEST_PAIR)
+    return f"atoms closer than {CLOSEST_PAIR:g} Å" if len(lengths) else ""
 
 
 def _drop_wild_energies(found: LabelSet, max_energy: float) -> None:
@@ -194,7 +241,9 @@ def composition_matrix(labels: Sequence[Label], numbers: Sequence[int]) -> np.nd
     return np.array([[float((label.atoms.numbers == z).sum()) for z in numbers] for label in labels])
 
 
-def fit_references(labels: Sequence[Label], numbers: Sequence[int]) -> np.ndarray:
+def fit_references(
+    labels: Sequence[Label], numbers: Sequence[int], known: Mapping[int, float] | None = None
+) -> np.ndarray:
     """Fit one energy per element by robust least squares.
 
     The fit of energies per atom is reweighted by the inverse of the misfit, so that a few wild labels do not decide,
@@ -206,16 +255,20 @@ def fit_references(labels: Sequence[Label], numbers: Sequence[int]) -> np.ndarra
         The labels.
     numbers
         Atomic numbers of the elements.
+    known
+        Reference energies of other elements, eV, by atomic number. Each label holds at least one of ``numbers``.
 
     Returns
     -------
     numpy.ndarray
         Shape (n_elements,), eV.
     """
+    known = known or {}
     counts = composition_matrix(labels, numbers)
+    others = composition_matrix(labels, list(known)) @ np.array(list(known.values())) if known else 0.0
     sizes = counts.sum(1)
     fractions = counts / sizes[:, None]
-    target = np.array([label.energy for label in labels]) / sizes
+    target = (np.array([label.energy for label in labels]) - others) / sizes
     centre = float(np.median(target))
     weights = np.ones(len(target))
     solution = np.zeros(len(numbers))

@@ -17,12 +17,13 @@ from tqdm import tqdm
 from acnn.errors import ConfigError, ModelError, NumericalError
 from acnn.nn.potential import Potential
 from acnn.train.dataset import Dataset
-from acnn.train.labels import Label, LabelSet, family_blocks, read_labels, split_families
-from acnn.train.loss import RobustLoss, Weights, energy_trust, random_mixture, residuals
-from acnn.train.metrics import calibration_factor, measure
+from acnn.train.labels import Label, LabelSet, check_elements, family_blocks, read_labels, split_families
+from acnn.train.loss import RobustLoss, Weights, doubted, energy_trust, random_mixture, residuals
+from acnn.train.metrics import calibration_factors, measure
 from acnn.train.optimizer import Soap
 from acnn.train.prepare import set_onsets, set_references, set_whitening
-from acnn.train.restart import RunState, load_state, save_state
+from acnn.train.restart import RunState, fingerprint, load_state, save_state
+from acnn.train.schedule import default_steps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,10 +55,15 @@ class TrainResult:
         One record per evaluation; units are in the names.
     dropped
         Labels set aside, by reason.
+    doubted
+        Labels that count less than half, by reason; of forces, where one atom's does.
     n_train
         Labels learned.
     n_held_out
         Labels held out.
+    errors
+        Mean absolute errors of the kept weights on the labels held out, or on the first ones learned if there are
+        none; units are in the names.
     seconds
         Time spent, over all restarts.
     """
@@ -65,8 +71,10 @@ class TrainResult:
     potential: Potential
     history: list[dict[str, float]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    doubted: Counter[str] = field(default_factory=Counter)
     n_train: int = 0
     n_held_out: int = 0
+    errors: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -117,10 +125,10 @@ def train(
         If the loss is not finite.
     """
     check_settings(settings)
-    found = read_labels(frames, settings)
-    run = _Run(found, _start(found, model, seed, previous, elements), settings, seed, warm=previous is not None)
     if previous is not None and previous.metadata.get("label_fingerprint", "") != label_fingerprint:
         raise ModelError("the previous potential learned labels of other settings; start from scratch")
+    found = read_labels(frames, settings)
+    run = _Run(found, _start(found, model, seed, previous, elements), settings, seed, warm=previous is not None)
     run.fit(work_dir)
     return run.finish(label_fingerprint)
 
@@ -135,8 +143,9 @@ def _start(
         return Potential(model, sorted(wanted, key=chemical_symbols.index), seed)
     if previous.config != model:
         raise ModelError("the previous potential has another shape than the model settings; start from scratch")
+    check_elements(found.labels, previous.elements)
     if not wanted <= set(previous.elements):
-        raise ModelError(f"the previous potential knows {previous.elements}, the labels need {sorted(wanted)}")
+        raise ModelError(f"the previous potential knows {', '.join(previous.elements)}, not all of {sorted(wanted)}")
     potential = Potential(model, previous.elements, seed)
     potential.load_state_dict(previous.state_dict())
     potential.metadata = dict(previous.metadata)
@@ -148,24 +157,26 @@ class _Run:
 
     def __init__(self, found: LabelSet, potential: Potential, settings: TrainConfig, seed: int, *, warm: bool) -> None:
         self.settings, self.potential, self.warm, self.dropped = settings, potential, warm, found.dropped
+        self.start = fingerprint(potential, seed)
         rng = np.random.default_rng(seed)
         self.labels: list[Label] = found.labels
         kept, held = split_families(self.labels, settings.validation_fraction, rng)
         self.kept, self.held = torch.tensor(kept), torch.tensor(held, dtype=torch.int64)
-        if not warm:
-            set_references(potential, [self.labels[number] for number in kept])
+        # a potential that does not say what it learned is of before this was noted
+        self.learned = set(potential.metadata.get("learned_elements", potential.elements)) if warm else set[str]()
+        set_references(potential, [self.labels[number] for number in kept], self.learned)
         self.data = Dataset(self.labels, potential)
         set_onsets(potential, self.data)
         self.generator = torch.Generator().manual_seed(seed)
-        if not (warm and potential.attention is not None):
-            order = self.kept[torch.randperm(len(self.kept), generator=self.generator)]
-            set_whitening(potential, self.data, order, settings.batch_atoms, keep_function=warm)
+        order = self.kept[torch.randperm(len(self.kept), generator=self.generator)]
+        set_whitening(potential, self.data, order, settings.batch_atoms, self.learned)
         blocks = family_blocks(self.labels)
         owners = rng.random((max(blocks) + 1, potential.n_members)) < OWNED
         owners[owners.sum(1) == 0] = True
         self.owned = torch.as_tensor(owners[blocks], dtype=potential.dtype)
         excess = self.data.energy / self.data.counts
         self.loss = RobustLoss(energy_trust(excess), float(potential.scale))
+        self.doubted = doubted(self.labels, self.loss)
         named = [(name, p) for name, p in potential.named_parameters() if p.requires_grad]
         self.parameters: list[torch.Tensor] = [p for _, p in named]
         decayed = [name.startswith(("fitting.first", "fitting.weights", "attention")) for name, _ in named]
@@ -269,12 +280,15 @@ class _Run:
                 parameter.copy_(average)
                 average.copy_(kept)
 
+    def _judges(self) -> torch.Tensor:
+        """Give the labels that tell the errors: those held out, or else the first ones learned."""
+        return self.held if len(self.held) else self.kept[:16]
+
     def _evaluate(self, bar: Any) -> None:  # noqa: ANN401 - tqdm is generic
         """Measure the averaged weights on the held-out part, keep the best ones, count the patience."""
         state = self.state
-        numbers = self.held if len(self.held) else self.kept[:16]
         self._swap()
-        record = measure(self.potential, self.data, numbers, self.settings.batch_atoms)
+        record = measure(self.potential, self.data, self._judges(), self.settings.batch_atoms)
         record = {"step": float(state.step), "seconds": round(state.seconds, 3), "loss": state.loss, **record}
         score = record.pop("score")
         state.history.append(record)
@@ -298,45 +312,41 @@ class _Run:
             for parameter, best in zip(self.parameters, self.state.best, strict=True):
                 parameter.copy_(best)
         potential, state = self.potential, self.state
-        potential.calibration.fill_(calibration_factor(potential, self.data, self.held, self.settings.batch_atoms))
+        factors = calibration_factors(potential, self.data, self.held, self.settings.batch_atoms)
+        if factors is not None:
+            potential.calibration.copy_(torch.tensor(factors))
+        errors = measure(potential, self.data, self._judges(), self.settings.batch_atoms)
+        del errors["score"]
+        for reason, count in sorted(self.doubted.items()):
+            logger.info("%d of %d labels count less: %s", count, len(self.labels), reason)
+        present = {chemical_symbols[z] for number in self.kept.tolist() for z in self.labels[number].atoms.numbers}
         summary = {
             "n_train": len(self.kept),
             "n_held_out": len(self.held),
             "dropped": dict(self.dropped),
             "steps": state.step,
             "warm": self.warm,
-            "held_out": {k: v for k, v in state.history[-1].items() if k not in ("step", "seconds", "loss")},
+            "counting_less": dict(self.doubted),
+            "held_out": errors if len(self.held) else {},
         }
         potential.metadata = {
             **potential.metadata,
             "label_fingerprint": label_fingerprint,
             "train_config": self.settings.model_dump(mode="json"),
+            "learned_elements": sorted(self.learned | present),
             "trainings": [*potential.metadata.get("trainings", []), summary],
         }
         logger.info("trained on %d labels in %.1f s, %d steps", len(self.kept), state.seconds, state.step)
-        return TrainResult(potential.eval(), state.history, self.dropped, len(self.kept), len(self.held), state.seconds)
-
-
-def default_steps(n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
-    """Choose the number of steps from the size of the data.
-
-    Parameters
-    ----------
-    n_atoms
-        Atoms of all training labels.
-    settings
-        Gives the size of a minibatch.
-    warm
-        Whether training starts from a previous potential.
-
-    Returns
-    -------
-    int
-        Optimiser steps.
-    """
-    batches = max(1, round(n_atoms / settings.batch_atoms))
-    steps = min(int(400 * batches**0.6), 40000)
-    return max(150, steps // 4) if warm else steps
+        return TrainResult(
+            potential=potential.eval(),
+            history=state.history,
+            dropped=self.dropped,
+            doubted=self.doubted,
+            n_train=len(self.kept),
+            n_held_out=len(self.held),
+            errors=errors,
+            seconds=state.seconds,
+        )
 
 
 def check_settings(settings: TrainConfig) -> None:

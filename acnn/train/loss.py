@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from acnn.nn.graph import Graph
 from acnn.nn.potential import assemble
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from acnn.nn.potential import Potential
     from acnn.train.dataset import Targets
+    from acnn.train.labels import Label
 
 WILD_FORCE = 4.0  # typical forces beyond which a force counts less
 WILD_ENERGY = 1.0  # eV/atom above the lowest structures, beyond which an energy counts less
@@ -167,6 +172,9 @@ class RobustLoss:
         force_trust = 1.0 / (1.0 + (size / WILD_FORCE).square())
         virial_size = torch.nan_to_num(targets.virial).flatten(1).norm(dim=1) / targets.counts / self.scale
         virial_trust = 1.0 / (1.0 + (virial_size / WILD_FORCE).square())
+        # what a label does not say counts for nothing, so that it does not make the rest count less
+        force_trust = force_trust * torch.isfinite(targets.forces).all(1)
+        virial_trust = virial_trust * torch.isfinite(targets.virial).flatten(1).all(1)
         terms = (
             (misfits.energy, energy_trust[:, None] * owned, weights.energy),
             (misfits.force, force_trust[:, None].expand_as(misfits.force), weights.force),
@@ -184,8 +192,30 @@ class RobustLoss:
         """Follow the typical misfit; give the size from which the loss grows linearly."""
         now = float((trust * misfit.abs()).sum() / trust.sum().clamp(min=1e-6))
         before = float(self.typical[kind])
-        self.typical[kind] = now if before < 0 else 0.95 * before + 0.05 * now
+        if float(trust.sum()) > 0:
+            self.typical[kind] = now if before < 0 else 0.95 * before + 0.05 * now
         return HUBER * max(1e-4, float(self.typical[kind]))
+
+
+def doubted(labels: Sequence[Label], loss: RobustLoss) -> Counter[str]:
+    """Count the labels that weigh less than half.
+
+    Parameters
+    ----------
+    labels
+        The labels.
+    loss
+        The loss that weighs them.
+
+    Returns
+    -------
+    collections.Counter
+        Labels by reason; of forces, those where one atom's weighs less than half.
+    """
+    far = WILD_FORCE * loss.scale
+    wild = sum(x.forces is not None and bool((np.linalg.norm(x.forces, axis=1) > far).any()) for x in labels)
+    high = int((loss.trust_energy < 0.5).sum())
+    return +Counter({"energy far above the lowest": high, f"a force above {far:.3g} eV/Å": wild})
 
 
 def energy_trust(excess: torch.Tensor) -> torch.Tensor:

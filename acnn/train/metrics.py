@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from acnn.nn.potential import FIXED, force_deviation, member_forces
 from acnn.train.loss import residuals
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from acnn.train.dataset import Dataset
 
 FEWEST_TO_CALIBRATE = 8  # held-out labels
+NORMAL_MEDIAN = 0.6745  # of |x| for a standard normal x
+VECTOR_MEDIAN = 0.8880  # of |x| for a normal vector of three components with a variance of one in all
 
 
 def measure(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atoms: int) -> dict[str, float]:
@@ -56,13 +59,15 @@ def measure(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atom
     return errors
 
 
-def calibration_factor(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atoms: int) -> float:
-    """Find by what factor the committee's energy spread must be multiplied to match the true errors.
+def calibration_factors(
+    potential: Potential, data: Dataset, numbers: torch.Tensor, max_atoms: int
+) -> tuple[float, float] | None:
+    """Find by what factors the committee's spreads must be multiplied to match the true errors.
 
     Parameters
     ----------
     potential
-        The potential, with any present factor left out of account.
+        The potential, with any present factors left out of account.
     data
         The labels.
     numbers
@@ -72,21 +77,46 @@ def calibration_factor(potential: Potential, data: Dataset, numbers: torch.Tenso
 
     Returns
     -------
-    float
-        Ratio of the typical error to the typical spread, between 0.2 and 20; 1 for one member or too few labels.
+    tuple
+        Of energies and of forces: ratio of the typical error to that of a normal distribution as wide as the typical
+        spread, between 0.2 and 20; 1 where the labels do not say. None for one member or too few labels.
     """
     if potential.n_members == 1 or len(numbers) < FEWEST_TO_CALIBRATE:
-        return 1.0
-    errors, spreads = [], []
+        return None
+    energies, forces = _Ratio(NORMAL_MEDIAN), _Ratio(VECTOR_MEDIAN)
     for chosen in data.epoch(numbers, max_atoms, torch.Generator().manual_seed(0)):
         graph, targets = data.batch(chosen)
-        with torch.no_grad():
-            members = potential(graph).double()
-        total = members.new_zeros((graph.n_systems, members.shape[1])).index_add(0, graph.system, members)
-        errors.append((total.mean(1) - targets.energy).abs() / targets.counts)
-        spreads.append(total.std(1) / targets.counts)
-    ratio = float(torch.cat(errors).median() / (0.6745 * torch.cat(spreads).median().clamp(min=1e-12)))
-    return min(20.0, max(0.2, ratio))
+        graph.vectors.requires_grad_(True)  # noqa: FBT003 - the signature of torch
+        members = potential(graph)
+        found = member_forces(graph, members).double()
+        exact = members.detach().double()
+        total = exact.new_zeros((graph.n_systems, exact.shape[1])).index_add(0, graph.system, exact)
+        energies.add((total.mean(1) - targets.energy).abs() / targets.counts, total.std(1) / targets.counts)
+        forces.add((found.mean(0) - targets.forces).norm(dim=1), force_deviation(found))
+    return energies.factor(), forces.factor()
+
+
+class _Ratio:
+    """Typical error over typical spread, robust to a few wild labels."""
+
+    def __init__(self, median: float) -> None:
+        self.median = median  # size of the error, in spreads, that half of a normal distribution stays below
+        self.errors: list[torch.Tensor] = []
+        self.spreads: list[torch.Tensor] = []
+
+    def add(self, errors: torch.Tensor, spreads: torch.Tensor) -> None:
+        """Note some errors, NaN where nothing is known, and their spreads, but for what symmetry fixes."""
+        known = torch.isfinite(errors) & (spreads > FIXED)
+        self.errors.append(errors[known])
+        self.spreads.append(spreads[known])
+
+    def factor(self) -> float:
+        """Give the bounded ratio."""
+        errors, spreads = torch.cat(self.errors), torch.cat(self.spreads)
+        if not len(errors):
+            return 1.0
+        ratio = float(errors.median() / (self.median * spreads.median()))
+        return min(20.0, max(0.2, ratio))
 
 
 def history_csv(history: Sequence[dict[str, float]]) -> str:

@@ -13,22 +13,28 @@ from acnn.nn.repulsion import default_onset
 from acnn.train.labels import fit_references
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from acnn.nn.potential import Potential
     from acnn.train.dataset import Dataset
     from acnn.train.labels import Label
 
 ONSET_MARGIN = 0.98  # of the shortest distance seen: the repulsion stays clear of the data
+SHORTEST = 0.4  # of the guess: whatever the labels hold, atoms that collide are pushed apart from here
 WHITENING_ATOMS = 20000  # environments from which the whitening is taken, at most
 
 
-def set_references(potential: Potential, labels: Sequence[Label]) -> None:
-    """Fit the reference energies and the scale of what remains."""
+def set_references(potential: Potential, labels: Sequence[Label], learned: Collection[str]) -> None:
+    """Fit the reference energies of the elements that were not learned yet, and at first the scale of what remains."""
     numbers = [atomic_numbers[symbol] for symbol in potential.elements]
-    references = fit_references(labels, numbers)
-    potential.reference.copy_(torch.as_tensor(references))
-    potential.scale.fill_(typical_force(labels))
+    known = {z: float(potential.reference[i]) for i, z in enumerate(numbers) if potential.elements[i] in learned}
+    fresh = [z for z in numbers if z not in known]
+    holding = [label for label in labels if np.isin(label.atoms.numbers, fresh).any()]
+    if holding:
+        places = [numbers.index(z) for z in fresh]
+        potential.reference[places] = torch.as_tensor(fit_references(holding, fresh, known))
+    if not learned:
+        potential.scale.fill_(typical_force(labels))
 
 
 def typical_force(labels: Sequence[Label]) -> float:
@@ -56,13 +62,13 @@ def set_onsets(potential: Potential, dataset: Dataset) -> None:
     """Let the repulsion start just below the shortest distance of each pair of elements."""
     numbers = [atomic_numbers[symbol] for symbol in potential.elements]
     guess = torch.as_tensor(default_onset(numbers), dtype=potential.dtype)
-    seen = ONSET_MARGIN * dataset.closest_pairs(len(numbers)).to(guess)
+    seen = torch.maximum(ONSET_MARGIN * dataset.closest_pairs(len(numbers)).to(guess), SHORTEST * guess)
     # a pair that was only ever seen far apart keeps the guess, or the shorter of both where it was seen closer
     potential.repulsion.onset.copy_(torch.where(seen < 1.6 * guess, seen, guess))
 
 
 def set_whitening(
-    potential: Potential, dataset: Dataset, numbers: torch.Tensor, max_atoms: int, *, keep_function: bool
+    potential: Potential, dataset: Dataset, numbers: torch.Tensor, max_atoms: int, learned: Collection[str]
 ) -> None:
     """Take the whitening from the descriptors of some labels.
 
@@ -76,18 +82,22 @@ def set_whitening(
         Those to use, in random order.
     max_atoms
         Atoms evaluated together.
-    keep_function
-        Turn the layers behind the whitening so that no energy changes; without it the weights keep their size.
+    learned
+        Elements whose energies must not change: the layers behind their whitening are turned, or, where attention sees
+        it too, their whitening stays. The weights of the others keep their size.
     """
     kept = numbers[: max(1, int((dataset.counts[numbers].cumsum(0) <= WHITENING_ATOMS).sum()))]
     features, species = _features(potential, dataset, kept, max_atoms)
     old_mean, old_matrix = potential.whitening.mean.double(), potential.whitening.matrix.double()
     new_mean, new_matrix = old_mean.clone(), old_matrix.clone()
-    for element in range(len(potential.elements)):
+    for element, symbol in enumerate(potential.elements):
         own = features[species == element]
-        if len(own):
-            new_mean[element], new_matrix[element] = whitening_of(own, features)
-    if keep_function:
+        if not len(own) or (symbol in learned and potential.attention is not None):
+            continue
+        new_mean[element], new_matrix[element] = whitening_of(own, features)
+        if symbol not in learned:
+            old_mean[element], old_matrix[element] = new_mean[element], new_matrix[element]  # nothing to turn
+    if learned and potential.attention is None:
         _turn_layers(potential, (old_mean, old_matrix), (new_mean, new_matrix))
     potential.whitening.mean.copy_(new_mean)
     potential.whitening.matrix.copy_(new_matrix)

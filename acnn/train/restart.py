@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from acnn.keep import aiding
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from acnn.nn.potential import Potential
 
 FILE_NAME = "train-state.safetensors"
 KEY = "acnn-train-state"
@@ -62,7 +65,7 @@ class RunState:
 
 
 def identity(run: Any) -> dict[str, Any]:  # noqa: ANN401 - the loop's own class, which imports this module
-    """Say what a state belongs to: settings, labels and shape."""
+    """Say what a state belongs to: settings, labels, shape, seed and the weights that it started from."""
     digest = 0
     for label in run.labels:
         digest = (digest * 1000003 + label.digest) % (1 << 61)
@@ -71,8 +74,29 @@ def identity(run: Any) -> dict[str, Any]:  # noqa: ANN401 - the loop's own class
         "model": run.potential.config.model_dump(mode="json"),
         "elements": list(run.potential.elements),
         "labels": digest,
-        "warm": run.warm,
+        "start": run.start,
     }
+
+
+def fingerprint(potential: Potential, seed: int) -> str:
+    """Tell the start of one training from that of another.
+
+    Parameters
+    ----------
+    potential
+        As it is before anything is set from data.
+    seed
+        Of the training.
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(str(seed).encode(), digest_size=16)
+    for tensor in potential.state_dict().values():
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save_state(folder: Path, run: Any) -> None:  # noqa: ANN401
@@ -123,7 +147,7 @@ def load_state(folder: Path, run: Any) -> bool:  # noqa: ANN401
     Raises
     ------
     ModelError
-        If the state is damaged or belongs to other settings or labels.
+        If the state is damaged or belongs to another training.
     """
     path = folder / FILE_NAME
     if not path.exists():
@@ -136,7 +160,9 @@ def load_state(folder: Path, run: Any) -> bool:  # noqa: ANN401
     except (SafetensorError, ValueError, KeyError, TypeError) as exc:
         raise ModelError(f"{path}: damaged; delete it to start again") from exc
     if head["identity"] != identity(run):
-        raise ModelError(f"{path}: belongs to other settings or labels; delete it, or choose another folder")
+        raise ModelError(
+            f"{path}: belongs to another training (settings, labels, seed or start); delete it or choose another folder"
+        )
     _restore(run, head, tensors)
     return True
 

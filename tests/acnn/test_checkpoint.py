@@ -74,7 +74,7 @@ def test_cut_bytes_are_refused(data, kept):
 
 
 def test_newer_version_is_refused():
-    with pytest.raises(ModelError, match=r"format version 99 .written by acnn 9\.9., this program reads up to 2"):
+    with pytest.raises(ModelError, match=r"format version 99 .written by acnn 9\.9., this program reads up to 3"):
         checkpoint.loads(with_header(version=99, written_by="9.9"))
 
 
@@ -84,6 +84,30 @@ def test_the_one_factor_of_version_1_calibrates_both_spreads(data):
     header = {"version": 1, "config": SMALL.model_dump(mode="json"), "elements": list(potential.elements)}
     loaded = checkpoint.loads(safetensors.torch.save(tensors, metadata={checkpoint.FORMAT: json.dumps(header)}))
     assert loaded.calibration.tolist() == [3.0, 3.0]
+
+
+def test_a_flipped_bit_anywhere_is_refused(data):
+    length = int.from_bytes(data[:8], "little")
+    text = data[: 8 + length].rstrip(b" ")  # a header is filled up with spaces, which mean nothing
+    places = [*range(0, len(text), 7), *range(8 + length, len(data), 131)]
+    for place in places:
+        damaged = bytearray(data)
+        damaged[place] ^= 1
+        with pytest.raises(ModelError, match=r"damaged|not a potential|format version"):
+            checkpoint.loads(bytes(damaged))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_versions_without_a_hash_are_read(data, version):
+    tensors = checkpoint.loads(data).state_dict()
+    if version == 1:
+        tensors["calibration"] = tensors["calibration"][0]
+    header = {"version": version, "config": SMALL.model_dump(mode="json"), "elements": ["Mg", "Ca"]}
+    loaded = checkpoint.loads(safetensors.torch.save(tensors, metadata={checkpoint.FORMAT: json.dumps(header)}))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(loaded.state_dict().values(), checkpoint.loads(data).state_dict().values(), strict=True)
+    )
 
 
 def test_missing_tensors_and_unknown_settings_are_refused():

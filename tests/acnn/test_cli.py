@@ -95,4 +95,49 @@ def test_unknown_elements_are_named(data, config, tmp_path, capsys):
     silver.calc = SinglePointCalculator(silver, energy=1.0)
     write(tmp_path / "silver.extxyz", silver)
     assert main(["evaluate", str(model), str(tmp_path / "silver.extxyz")]) == 1
-    assert "the potential knows Cu, Au" in capsys.readouterr().err
+    assert "silver.extxyz: frame 0: holds Ag, but the potential knows Cu, Au" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--max-time", "-5"], "train.max_time: Input should be greater than 0, got -5.0"),
+        (["--seed", "-1"], "--seed: must be from 0 to"),
+        (["--threads", "0"], "--threads: must be at least 1, got 0"),
+        (["--out", "a.csv"], "--out: a.csv is also the table of the errors"),
+        (["--metrics", "no/a.csv"], "--metrics: the folder of no/a.csv does not exist"),
+    ],
+    ids=["max-time", "seed", "threads", "out", "metrics"],
+)
+def test_wrong_options_are_explained(data, tmp_path, capsys, option, message):
+    assert main(["train", str(data), "--out", str(tmp_path / "a.acnn"), *option]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_empty_files_and_unknown_devices_are_explained(data, config, tmp_path, capsys):
+    model, empty, out = (tmp_path / name for name in ("a.acnn", "empty.extxyz", "out.extxyz"))
+    empty.touch()
+    assert main(["train", str(empty), "--out", str(model)]) == 1
+    assert "empty.extxyz: holds no structure" in capsys.readouterr().err
+    assert main(["train", str(data), "--out", str(model), "--config", str(config)]) == 0
+    assert main(["evaluate", str(model), str(empty)]) == 1
+    assert "empty.extxyz: holds no structure" in capsys.readouterr().err
+    assert main(["relax", str(empty), "--model", str(model), "--out", str(out)]) == 1
+    assert "empty.extxyz: holds no structure" in capsys.readouterr().err
+    (tmp_path / "words.unknown").write_text("no format that is known")
+    for command in (["train", "--out", str(model)], ["relax", "--model", str(model), "--out", str(out)]):
+        assert main([command[0], str(tmp_path / "words.unknown"), *command[1:]]) == 1
+        assert "words.unknown: " in capsys.readouterr().err
+    assert main(["relax", str(data), "--model", str(model), "--out", str(out), "--device", "foo"]) == 2
+    assert "Input should be 'auto', 'cpu' or 'cuda'" in capsys.readouterr().err
+
+
+def test_a_model_of_a_search_can_be_trained_further(data, config, tmp_path):
+    model, further = tmp_path / "a.acnn", tmp_path / "b.acnn"
+    arguments = ["train", str(data), "--config", str(config)]
+    assert main([*arguments, "--out", str(model)]) == 0
+    potential = checkpoint.load(model)
+    potential.metadata["label_fingerprint"] = "of a search"
+    checkpoint.save(potential, model)
+    assert main([*arguments, "--out", str(further), "--previous", str(model)]) == 0
+    assert checkpoint.load(further).metadata["label_fingerprint"] == "of a search"

@@ -5,15 +5,18 @@ import pytest
 import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.units import Hartree
 
 from acnn import checkpoint
 from acnn.config import ModelConfig, TrainConfig
 from acnn.errors import ConfigError, DataError, ModelError, NumericalError
 from acnn.evaluate import evaluate, predict
+from acnn.nn.potential import Potential
 from acnn.train import history_csv, train
 from acnn.train.labels import family_blocks, fit_references, read_labels, split_families
 from acnn.train.loop import _Run
-from acnn.train.loss import RobustLoss, random_mixture
+from acnn.train.loss import RobustLoss, Weights, doubted, random_mixture, residuals
+from acnn.train.metrics import calibration_factors
 
 SHAPE = {"n_radial": 6, "channels": 4, "mixed_channels": 4, "hidden": (16,), "l_max": 3, "members": 2}
 MODEL = ModelConfig(**SHAPE)
@@ -81,8 +84,10 @@ def test_a_full_disk_costs_nothing_but_the_checkpoint(alloys, tmp_path, monkeypa
 
 def test_a_state_of_another_run_is_refused(alloys, tmp_path):
     train(alloys, model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path)
-    with pytest.raises(ModelError, match="other settings or labels"):
+    with pytest.raises(ModelError, match="belongs to another training"):
         train(alloys[:-1], model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path)
+    with pytest.raises(ModelError, match="belongs to another training"):
+        train(alloys, model=MODEL, settings=QUICK, seed=4, work_dir=tmp_path)
     (tmp_path / "train-state.safetensors").write_bytes(b"damaged")
     with pytest.raises(ModelError, match="damaged"):
         train(alloys, model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path)
@@ -117,8 +122,42 @@ def test_a_previous_potential_that_does_not_fit_is_refused(trained, alloys):
     silver = alloys[0].copy()
     silver.numbers[:] = 47
     silver.calc = SinglePointCalculator(silver, energy=1.0)
-    with pytest.raises(ModelError, match="Ag"):
+    with pytest.raises(ModelError, match="frame 40: holds Ag, but the potential knows Cu, Au"):
         train([*alloys, silver], model=MODEL, settings=QUICK, seed=0, previous=trained.potential)
+
+
+@pytest.mark.parametrize("attention", [0, 1], ids=["plain", "attention"])
+def test_an_element_first_seen_in_a_warm_start_is_fitted_then(alloys, attention):
+    model = MODEL.model_copy(update={"attention_blocks": attention, "attention_width": 4})
+    copper = [atoms for atoms in alloys if set(atoms.symbols) == {"Cu"}]
+    settings = TrainConfig(max_steps=1, warm_learning_rate=1e-12)
+    first = train(copper, model=model, settings=settings, seed=0, elements=["Cu", "Au"]).potential
+    assert first.metadata["learned_elements"] == ["Cu"]
+    warm = train(alloys, model=model, settings=settings, seed=0, previous=first).potential
+    assert warm.metadata["learned_elements"] == ["Au", "Cu"]
+    assert warm.reference[0] == first.reference[0]
+    gold = [atoms for atoms in alloys if set(atoms.symbols) == {"Au"}]
+    expected = np.median([atoms.get_potential_energy() / len(atoms) for atoms in gold])
+    assert abs(float(warm.reference[1]) - expected) < 0.5 < abs(float(first.reference[1]) - expected)
+    assert (first.whitening.matrix[1] == torch.eye(len(first.whitening.matrix[1]))).all()
+    assert not torch.equal(first.whitening.matrix[1], warm.whitening.matrix[1])
+    one, two = (predict(potential, copper).energies for potential in (first, warm))
+    np.testing.assert_allclose(one, two, atol=2e-3)
+    again = train(alloys, model=model, settings=settings, seed=0, previous=warm).potential
+    assert torch.equal(again.reference, warm.reference)
+
+
+def test_patience_ends_the_training_and_the_best_weights_are_kept(alloys):
+    settings = TrainConfig(max_steps=400, evaluate_every=1, patience=3, learning_rate=0.5)
+    result = train(alloys, model=MODEL, settings=settings, seed=0)
+    assert result.history[-1]["step"] < 400
+    forces = [record["force_mae_ev_per_a"] for record in result.history]
+    energies = [record["energy_mae_ev_per_atom"] for record in result.history]
+    kept = result.errors["force_mae_ev_per_a"], result.errors["energy_mae_ev_per_atom"]
+    best = int(np.argmin(np.array(forces) + 5 * np.array(energies)))
+    assert best < len(forces) - 3
+    assert kept == pytest.approx((forces[best], energies[best]), rel=1e-5)
+    assert result.potential.metadata["trainings"][-1]["held_out"] == result.errors
 
 
 def test_elements_can_be_wider_than_the_labels(alloys):
@@ -147,6 +186,85 @@ def test_wild_labels_are_counted_and_do_not_hurt(alloys, other_alloys):
     clean = train(alloys, model=MODEL, settings=TrainConfig(max_steps=100), seed=0)
     errors = [evaluate(r.potential, other_alloys).force_mae_ev_per_a for r in (result, clean)]
     assert errors[0] < 1.5 * errors[1]
+
+
+def test_slabs_are_set_aside(alloys):
+    slab = alloys[0].copy()
+    slab.pbc = [True, True, False]
+    slab.calc = alloys[0].calc
+    found = read_labels([slab, *alloys], QUICK)
+    assert found.dropped == {"periodic in some directions only": 1}
+    assert [label.frame for label in found.labels] == list(range(1, 41))
+
+
+def test_labels_that_count_less_are_counted(alloys):
+    labels = read_labels(alloys, QUICK).labels
+    labels[3].forces = np.full((len(labels[3].atoms), 3), 40.0)
+    labels[4].forces = None
+    largest = sorted(0.0 if x.forces is None else np.linalg.norm(x.forces, axis=1).max() for x in labels)
+    scale = 0.5 * (largest[-1] + largest[-2]) / 4
+    found = doubted(labels, RobustLoss(torch.tensor([0.4, 0.1] + 38 * [0.9]), scale))
+    assert found == {"energy far above the lowest": 2, f"a force above {4 * scale:.3g} eV/Å": 1}
+    assert doubted(labels, RobustLoss(torch.ones(40), 100.0)) == {}
+    result = train(alloys, model=MODEL, settings=QUICK, seed=0)
+    assert result.potential.metadata["trainings"][-1]["counting_less"] == dict(result.doubted)
+
+
+def test_mixed_units_are_noticed(alloys, caplog):
+    def moved(number: int, unit: float) -> Atoms:
+        atoms = alloys[number].copy()
+        energy = alloys[number].get_potential_energy() - 18.0 * len(atoms)
+        atoms.calc = SinglePointCalculator(atoms, energy=energy * unit)
+        return atoms
+
+    read_labels([moved(number, 1.0) for number in range(40)], QUICK)
+    assert "units" not in caplog.text
+    read_labels([moved(number, 1 / Hartree if number % 4 == 0 else 1.0) for number in range(40)], QUICK)
+    assert "10 labels lie" in caplog.text
+    assert "do all have the same units (eV) and settings?" in caplog.text
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.05])
+def test_atoms_on_top_of_each_other_are_set_aside(alloys, distance):
+    bad = Atoms("Cu2", positions=[[0, 0, 0], [distance, 0, 0]], cell=[4, 4, 4], pbc=True)
+    bad.calc = SinglePointCalculator(bad, energy=-1.0)
+    found = read_labels([*alloys, bad], QUICK)
+    assert found.dropped == {"atoms closer than 0.3 Å": 1}
+    assert len(found.labels) == len(alloys)
+
+
+def test_labels_of_near_atoms_leave_the_repulsion_in_place(alloys):
+    near = Atoms("Cu2", positions=[[0, 0, 0], [0.35, 0, 0]], cell=[6, 6, 6], pbc=True)
+    near.calc = SinglePointCalculator(near, energy=0.0, forces=np.zeros((2, 3)))
+    potential = train([*alloys, near], model=MODEL, settings=QUICK, seed=0).potential
+    force = predict(potential, [near]).forces[0]
+    assert force[1, 0] > 10.0
+    assert force[0, 0] < -10.0
+
+
+def test_what_labels_do_not_say_does_not_weaken_the_rest(alloys):
+    run = _Run(read_labels(alloys, QUICK), Potential(MODEL, ["Cu", "Au"], seed=3), QUICK, 0, warm=False)
+    graph, targets = run.data.batch(torch.arange(8))
+    misfits = residuals(run.potential, graph, targets, None, training=False)
+    owned = torch.ones(8, MODEL.members)
+    weights = Weights(0.0, 0.0, 1.0)
+    _, few = run.data.batch(torch.arange(8))
+    few.virial[2:] = torch.nan
+    some = residuals(run.potential, graph, few, None, training=False)
+    two, alone = run.data.batch(torch.arange(2))
+    pair = residuals(run.potential, two, alone, None, training=False)
+    whole, part, same = (
+        RobustLoss(torch.ones(40), float(run.potential.scale))(*terms, weights, owned[: len(terms[1].counts)]).item()
+        for terms in ((misfits, targets), (some, few), (pair, alone))
+    )
+    assert part == pytest.approx(same, rel=1e-3)
+    assert whole != pytest.approx(same, rel=1e-2)
+    loss = RobustLoss(torch.ones(40), float(run.potential.scale))
+    loss(misfits, targets, weights, owned)
+    before = loss.typical.clone()
+    few.virial[:] = torch.nan
+    loss(residuals(run.potential, graph, few, None, training=False), few, weights, owned)
+    assert loss.typical[2] == before[2]
 
 
 def test_labels_without_forces_or_stress_are_learned(alloys):
@@ -211,6 +329,24 @@ def test_a_dominant_family_is_divided_into_runs(alloys):
         assert 10 <= len(held) <= 20
         for block in np.unique(blocks[held]):
             assert set(np.flatnonzero(blocks == block)) <= set(held)
+
+
+def test_spreads_are_calibrated_on_what_was_held_out(alloys):
+    run = _Run(read_labels(alloys, QUICK), Potential(MODEL, ["Cu", "Au"], seed=3), QUICK, 0, warm=False)
+    wide = calibration_factors(run.potential, run.data, torch.arange(40), 64)
+    energy, force = [], []
+    for label in run.labels:
+        found = predict(run.potential, [label.atoms], spread=True)
+        energy.append(np.array([abs(found.energies[0] - label.energy) / len(label.atoms), found.energy_spreads[0]]))
+        lengths = np.linalg.norm(found.forces[0] - label.forces, axis=1)
+        if len(label.atoms) > 1:  # an atom alone in its cell feels no force
+            force.append(np.stack([lengths, found.force_spreads[0]], axis=1))
+    ratios = [np.quantile(np.vstack(pairs), 0.5, axis=0, method="lower") for pairs in (energy, force)]
+    # a normal distribution: half of the sizes are below 0.6745 standard deviations, in three dimensions below 0.888
+    expected = [float(error / spread / half) for (error, spread), half in zip(ratios, (0.6745, 0.888), strict=True)]
+    assert all(0.2 < value < 20 for value in expected)
+    np.testing.assert_allclose(wide, expected, rtol=0.01)
+    assert calibration_factors(run.potential, run.data, torch.arange(5), 64) is None
 
 
 def test_references_ignore_wild_labels(alloys):

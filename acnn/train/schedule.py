@@ -1,0 +1,30 @@
+"""How long a training is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from acnn.config import TrainConfig
+
+
+def default_steps(n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
+    """Choose the number of steps from the size of the data.
+
+    Parameters
+    ----------
+    n_atoms
+        Atoms of all training labels.
+    settings
+        Gives the size of a minibatch.
+    warm
+        Whether training starts from a previous potential.
+
+    Returns
+    -------
+    int
+        Optimiser steps.
+    """
+    batches = max(1, round(n_atoms / settings.batch_atoms))
+    steps = min(int(400 * batches**0.6), 40000)
+    return max(150, steps // 4) if warm else steps
