@@ -119,10 +119,18 @@ def _resumed(
     journal: Journal, jobs: Iterator[Job], run: Callable[[Iterator[Job]], Iterator[Relaxed]]
 ) -> Iterator[Relaxed]:
     """Give the results on disk, relax the rest and keep it."""
+    items = journal.remaining(jobs)
     stored: deque[Relaxed] = deque()
+    first: list[Job] = []
+    for item in items:  # what is done at the front, mostly all of it, waits for nothing
+        if isinstance(item, Job):
+            first.append(item)
+            break
+        yield item
 
     def todo() -> Iterator[Job]:
-        for item in journal.remaining(jobs):
+        yield from first
+        for item in items:
             if isinstance(item, Relaxed):
                 stored.append(item)
             else:
@@ -188,15 +196,22 @@ def read_jobs(frames: Iterable[Atoms], pressure_gpa: float | Sequence[float] | n
     Raises
     ------
     ConfigError
-        If there are fewer pressures than structures.
+        If there are fewer pressures than structures, or one is no number.
     DataError
         If a structure is empty, not periodic or has a singular cell.
     """
     pressures = np.asarray(pressure_gpa, dtype=float)
+    if pressures.ndim > 1 or not np.isfinite(pressures).all():
+        raise ConfigError(f"pressure_gpa: expected one finite number, or one for each structure, got {pressure_gpa}")
     for index, atoms in enumerate(frames):
         if pressures.ndim and index >= len(pressures):
             raise ConfigError(f"pressure_gpa: expected one for each structure, got {len(pressures)}")
-        cell = atoms.cell.array
-        if len(atoms) == 0 or not atoms.pbc.all() or not abs(np.linalg.det(cell)) > 0 or (atoms.numbers < 1).any():
+        if len(atoms) == 0 or not atoms.pbc.all() or _flat(atoms) or (atoms.numbers < 1).any():
             raise DataError(f"structure {index}: expected atoms in a periodic cell with a volume, got {atoms}")
         yield Job(index, atoms, float(pressures[index] if pressures.ndim else pressures))
+
+
+def _flat(atoms: Atoms) -> bool:
+    """Tell whether a cell has no volume; one that holds no numbers is set aside later, by itself."""
+    cell = atoms.cell.array
+    return bool(np.isfinite(cell).all()) and np.linalg.det(cell) == 0

@@ -87,6 +87,16 @@ def test_input_is_read_only_as_slots_become_free():
     assert len(taken) < 20
 
 
+def test_what_is_done_is_not_held(tmp_path: Path):
+    frames = random_crystals(7, 12, (2, 2))
+    list(relax(frames, Morse(), SETTINGS, pressure_gpa=0.0, folder=tmp_path))
+    again = relax(islice(frames, 4), Morse(), SETTINGS, pressure_gpa=0.0, folder=tmp_path)
+    assert len(list(again)) == 4
+    source = iter(frames)
+    next(relax(source, Morse(), SETTINGS, pressure_gpa=0.0, folder=tmp_path))
+    assert len(list(source)) == 11
+
+
 def test_two_processes_give_what_one_gives():
     frames = random_crystals(8, 40, (2, 4))
     one = list(relax(frames, Morse(), SETTINGS, pressure_gpa=0.0))

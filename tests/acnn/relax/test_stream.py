@@ -85,6 +85,13 @@ def test_a_file_is_read_as_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         next(found)
 
 
+def test_an_empty_file_is_named(tmp_path: Path):
+    (tmp_path / "in.extxyz").touch()
+    with pytest.raises(DataError, match=r"in\.extxyz: holds no structure"):
+        relax_file(tmp_path / "in.extxyz", tmp_path / "out.extxyz", Morse(), RelaxConfig(), pressure_gpa=0.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.extxyz"]
+
+
 def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     model = ModelConfig(n_radial=4, channels=2, mixed_channels=2, hidden=(4,), members=1, dtype="float64")
     checkpoint.save(Potential(model, ["Al", "Cu"], seed=1), tmp_path / "model.acnn")
