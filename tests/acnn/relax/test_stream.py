@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 import torch
@@ -83,6 +83,15 @@ def test_a_file_is_read_as_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [next(found) for _ in frames] == read(path, index=":5")
     with pytest.raises(DataError, match=r"structure 5 cannot be read"):
         next(found)
+
+
+def test_an_interruption_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "load", interrupt)
+    assert main(["relax", "in.extxyz", "--model", "model.acnn", "--out", "out.extxyz"]) == 130
+    assert capsys.readouterr().err == "acnn relax: interrupted\n"
 
 
 def test_an_empty_file_is_named(tmp_path: Path):
