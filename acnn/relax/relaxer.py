@@ -6,6 +6,7 @@ import hashlib
 import logging
 import time
 from collections import Counter, deque
+from collections.abc import Sized
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -196,13 +197,15 @@ def read_jobs(frames: Iterable[Atoms], pressure_gpa: float | Sequence[float] | n
     Raises
     ------
     ConfigError
-        If there are fewer pressures than structures, or one is no number.
+        If there are not as many pressures as structures, or one is no number.
     DataError
         If a structure is empty, not periodic or has a singular cell.
     """
     pressures = np.asarray(pressure_gpa, dtype=float)
     if pressures.ndim > 1 or not np.isfinite(pressures).all():
         raise ConfigError(f"pressure_gpa: expected one finite number, or one for each structure, got {pressure_gpa}")
+    if pressures.ndim and isinstance(frames, Sized) and len(frames) != len(pressures):
+        raise ConfigError(f"pressure_gpa: expected one for each of {len(frames)} structures, got {len(pressures)}")
     for index, atoms in enumerate(frames):
         if pressures.ndim and index >= len(pressures):
             raise ConfigError(f"pressure_gpa: expected one for each structure, got {len(pressures)}")

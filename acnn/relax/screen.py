@@ -59,8 +59,9 @@ def _reason(atoms: Atoms) -> FailureReason | None:
     volume = abs(np.linalg.det(cell))
     if volume < SMALLEST_VOLUME * len(atoms):
         return FailureReason.VOLUME
-    areas = np.linalg.norm(np.cross(cell[[1, 2, 0]], cell[[2, 0, 1]]), axis=1)
-    if volume < SHORTEST * areas.max() and _shortest(atoms) < SHORTEST:  # no lattice vector is shorter than all heights
+    # a lattice vector is no shorter than the smallest height, and heights are one over the lengths of these columns
+    steep = np.abs(np.linalg.inv(cell)).max() > 0.5 / SHORTEST
+    if steep and _shortest(atoms) < SHORTEST:
         return FailureReason.TOO_CLOSE
     return None
 

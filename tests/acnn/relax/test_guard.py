@@ -223,6 +223,10 @@ def test_bad_input_is_refused_by_number():
         list(relax([good, Atoms("H")], Morse(), RelaxConfig(), pressure_gpa=0.0))
     with pytest.raises(ConfigError, match="pressure_gpa"):
         list(relax([good, good], Morse(), RelaxConfig(), pressure_gpa=[0.0]))
+    with pytest.raises(ConfigError, match="of 1 structures, got 2"):
+        list(relax([good], Morse(), RelaxConfig(), pressure_gpa=[0.0, 1.0]))
+    with pytest.raises(ConfigError, match="pressure_gpa"):
+        list(relax(iter([good, good]), Morse(), RelaxConfig(), pressure_gpa=[0.0]))
     with pytest.raises(ConfigError, match="finite"):
         list(relax([good], Morse(), RelaxConfig(), pressure_gpa=np.nan))
     with pytest.raises(ConfigError, match="workers"):
