@@ -290,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0, or 2 for wrong settings, or 1 for another error.
+        0, or 2 for wrong settings, 130 if interrupted, or 1 for another error.
     """
     args = build_parser().parse_args(arguments)
     logging.getLogger("acnn").addHandler(logging.StreamHandler())
@@ -301,6 +301,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stderr.write(traceback.format_exc())
         sys.stderr.write(f"acnn {args.command}: {exc}\n")
         return 2 if isinstance(exc, ConfigError) else 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"acnn {args.command}: interrupted\n")
+        return 130
     return 0
 
 

@@ -181,6 +181,7 @@ def _check(result: tuple[Any, T]) -> T:
 
 
 def _succeed(result: tuple[Any, ...]) -> None:
-    """Raise if a result is an error."""
+    """Raise if a result is an error; want of memory as PyTorch does, so that a smaller batch is tried."""
     if result[0]:
-        raise RuntimeError(f"CUDA: {result[0].name}")
+        kind = torch.OutOfMemoryError if result[0].name == "CUDA_ERROR_OUT_OF_MEMORY" else RuntimeError
+        raise kind(f"CUDA: {result[0].name}")

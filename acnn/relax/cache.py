@@ -39,13 +39,24 @@ class NeighborCache:
 
     def __init__(self, n_slots: int, cutoff: float, skin: float, dtype: torch.dtype, device: torch.device) -> None:
         self.cutoff, self.skin = cutoff, skin
+        self.n_searches = 0
+        self.dtype, self.device = dtype, device
+        self._allocate(n_slots)
+
+    def _allocate(self, n_slots: int) -> None:
+        """Make room for a neighbour of an atom in each slot."""
+        dtype, device = self.dtype, self.device
         self.valid = torch.zeros(n_slots, dtype=torch.bool, device=device)
         self.cells = torch.eye(3, dtype=torch.float64, device=device).repeat(n_slots, 1, 1)
         self.positions = torch.zeros((n_slots, 1, 3), dtype=torch.float64, device=device)
         self.counts = torch.zeros((n_slots, 1), dtype=torch.int64, device=device)
         self.index = torch.zeros((n_slots, 1, 1), dtype=torch.int64, device=device)
         self.shift = torch.zeros((n_slots, 1, 1, 3), dtype=dtype, device=device)
-        self.n_searches = 0
+
+    def release(self) -> None:
+        """Give the memory back, and search at every step from now on."""
+        self.skin = 0.0
+        self._allocate(1)
 
     def forget(self, rows: torch.Tensor) -> None:
         """Drop the neighbours of slots that hold another structure now.
@@ -55,7 +66,8 @@ class NeighborCache:
         rows
             Slots, shape (n,).
         """
-        self.valid[rows] = False
+        if self.skin:
+            self.valid[rows] = False
 
     def update(self, rows: torch.Tensor, geometry: Geometry, present: torch.Tensor, batch: Batch) -> Neighbors:
         """Give the neighbours of some slots, searching where needed.
@@ -134,5 +146,9 @@ class NeighborCache:
         if not atoms and not more:
             return
         pad = torch.nn.functional.pad
-        self.positions, self.counts = pad(self.positions, (0, 0, 0, atoms)), pad(self.counts, (0, atoms))
-        self.index, self.shift = pad(self.index, (0, more, 0, atoms)), pad(self.shift, (0, 0, 0, more, 0, atoms))
+        self.positions, self.counts, self.index, self.shift = (  # all or, where the memory does not suffice, none
+            pad(self.positions, (0, 0, 0, atoms)),
+            pad(self.counts, (0, atoms)),
+            pad(self.index, (0, more, 0, atoms)),
+            pad(self.shift, (0, 0, 0, more, 0, atoms)),
+        )

@@ -7,18 +7,20 @@ import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from acnn.errors import NumericalError
 from acnn.relax.cache import NeighborCache
-from acnn.relax.guard import CODE, CODES, GPA, RETRIED, SMALLEST_VOLUME, closest_ratio, first_broken
+from acnn.relax.guard import CODE, CODES, GPA, RETRIED, closest_ratio, first_broken
 from acnn.relax.minimizer import Minimizer, Trial
 from acnn.relax.pool import Job, Pool
 from acnn.relax.result import FailureReason, Relaxed, RelaxStatus
+from acnn.relax.screen import screened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import numpy as np
 
     from acnn.config import RelaxConfig
     from acnn.relax.interface import PotentialLike
@@ -114,7 +116,7 @@ class Engine:
             Results, in the order in which they finish.
         """
         refused: list[Relaxed] = []
-        jobs = _screened(jobs, refused)
+        jobs = screened(jobs, refused)
         n_slots = max(1, self.limit // SLOT_ATOMS)
         first = _take(jobs, self.limit, n_slots)
         full = len(first) == n_slots or sum(len(job.atoms) for job in first) >= self.limit
@@ -203,6 +205,7 @@ class Engine:
                     raise NumericalError(f"out of memory with one structure of {n_atoms} atoms in flight") from error
                 self.together = n_atoms // 2
                 self.limit = max(1, min(self.limit, n_atoms // 2))
+                self.neighbors.release()
                 logger.warning("out of memory with %d atoms in flight: continuing with %d", n_atoms, self.limit)
         half = len(rows) // 2
         return _join(self._evaluate(rows[:half]), self._evaluate(rows[half:]))
@@ -300,21 +303,6 @@ def _status(reason: FailureReason | None) -> RelaxStatus:
     return RelaxStatus.UNSAFE
 
 
-def _screened(jobs: Iterator[Job], refused: list[Relaxed]) -> Iterator[Job]:
-    """Pass on the structures that can be evaluated at all; the others would drown their batch in neighbours."""
-    for job in jobs:
-        atoms = job.atoms
-        finite = bool(np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all())
-        if finite and atoms.get_volume() >= SMALLEST_VOLUME * len(atoms):
-            yield job
-            continue
-        reason = FailureReason.VOLUME if finite else FailureReason.NOT_FINITE
-        nan = math.nan
-        refused.append(
-            Relaxed(job.index, atoms.copy(), RelaxStatus.UNSAFE, reason.value, 0, nan, nan, nan, nan, spread=nan)
-        )
-
-
 def _noise(energy: torch.Tensor, dtype: torch.dtype, counts: torch.Tensor) -> torch.Tensor:
     """Estimate the rounding of energies, eV: of the total, or of the atoms' where they were summed more exactly."""
     eps = torch.finfo(dtype).eps
@@ -364,5 +352,6 @@ def affordable(device: torch.device, share: int = 1) -> int:
     """
     if device.type == "cpu":
         return CPU_ATOMS
+    torch.cuda.empty_cache()  # what PyTorch keeps from an earlier relaxation is free too
     free, total = torch.cuda.mem_get_info(device)
     return max(1, min(CUDA_ATOMS, int(SPARE * min(free, total / share)) // ATOM_BYTES))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from acnn.relax.pool import Job
+
+logger = logging.getLogger(__name__)
 
 FLUSH_RESULTS = 500
 """Results after which a file is written."""
@@ -58,8 +62,12 @@ class Journal:
         self._last = time.monotonic()
         self._open: tuple[Path, dict[str, np.ndarray]] | None = None
         for path in sorted(folder.glob("part-*.npz")):
-            with np.load(path, allow_pickle=False) as part:
-                self._known.update({int(index): (path, row) for row, index in enumerate(part["index"])})
+            try:
+                indices = _columns(path)["index"]
+            except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+                logger.warning("%s cannot be read, its structures are relaxed again: %s", path, error)
+                continue
+            self._known.update({int(index): (path, row) for row, index in enumerate(indices)})
 
     def __len__(self) -> int:
         """Count the structures that are done."""
@@ -138,8 +146,7 @@ class Journal:
     def _load(self, job: Job, mark: str, path: Path, row: int) -> Relaxed:
         """Read one result."""
         if self._open is None or self._open[0] != path:
-            with np.load(path, allow_pickle=False) as part:
-                self._open = (path, {name: part[name] for name in part.files})
+            self._open = (path, _columns(path))
         columns = self._open[1]
         if columns["fingerprint"][row] != mark:
             raise DataError(f"{path}: structure {job.index} is another one than before; expected the same input")
@@ -175,6 +182,12 @@ def fingerprint(job: Job) -> str:
     for values in (job.atoms.cell.array, job.atoms.positions, job.pressure_gpa):
         digest.update(np.asarray(values, dtype="<f8").tobytes())
     return digest.hexdigest()[:16]
+
+
+def _columns(path: Path) -> dict[str, np.ndarray]:
+    """Read a part."""
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
+        return {name: part[name] for name in part.files}
 
 
 def _write(path: Path, content: bytes) -> None:

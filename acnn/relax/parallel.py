@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import queue
+import signal
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import multiprocessing
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 PARCEL = 16
 """Structures sent to a process at a time."""
+
+WAITING = 2048
+"""Parcels of results that wait for the caller, at most."""
 
 PATIENCE = 5.0
 """Time between two looks at whether the processes live, s."""
@@ -52,7 +57,7 @@ class Tray:
 
     def __init__(self, context: SpawnContext, workers: int) -> None:
         self.todo: multiprocessing.Queue[list[Job] | None] = context.Queue(maxsize=8 * workers)
-        self.done: multiprocessing.Queue[list[Relaxed] | Failure | None] = context.Queue()
+        self.done: multiprocessing.Queue[list[Relaxed] | Failure | None] = context.Queue(maxsize=WAITING)
 
     def jobs(self) -> Iterator[Job]:
         """Give the jobs meant for this process until there are no more."""
@@ -108,6 +113,7 @@ def relax_parallel(
     finally:
         stop.set()
         feeder.join()
+        tray.todo.cancel_join_thread()  # what nobody takes any more would keep this process from ending
         for process in processes:
             process.terminate()
             process.join()
@@ -117,12 +123,13 @@ def _collect(tray: Tray, processes: list[SpawnProcess]) -> Iterator[Relaxed]:
     """Gather results until every process has said that it is done."""
     working = len(processes)
     while working:
+        ended = [process.exitcode for process in processes if process.exitcode is not None]
         try:
             item = tray.done.get(timeout=PATIENCE)
         except queue.Empty:
-            dead = [process.exitcode for process in processes if process.exitcode not in (None, 0)]
-            if dead:
-                raise NumericalError(f"a relaxing process ended with exit code {dead[0]}") from None
+            silent = len(ended) > len(processes) - working
+            if silent or any(ended):  # all that a process says is in the queue when it ends
+                raise NumericalError(f"a relaxing process ended with exit code {max(ended, key=abs)}") from None
             continue
         if isinstance(item, Failure):
             raise item.error
@@ -139,23 +146,23 @@ def _feed(tray: Tray, jobs: Iterator[Job], workers: int, stop: threading.Event) 
         for job in jobs:
             parcel.append(job)
             if len(parcel) == PARCEL:
-                if not _put(tray, parcel, stop):
+                if not _put(tray.todo, parcel, stop):
                     return
                 parcel = []
-        if parcel and not _put(tray, parcel, stop):
+        if parcel and not _put(tray.todo, parcel, stop):
             return
     except Exception as error:  # noqa: BLE001 - the caller raises it again
-        tray.done.put(Failure(error))
+        _put(tray.done, Failure(error), stop)
         return
     for _ in range(workers):
-        _put(tray, None, stop)
+        _put(tray.todo, None, stop)
 
 
-def _put(tray: Tray, parcel: list[Job] | None, stop: threading.Event) -> bool:
-    """Wait for room in the queue; false if the caller has gone."""
+def _put(line: multiprocessing.Queue[Any], item: object, stop: threading.Event) -> bool:
+    """Wait for room in a queue; false if the caller has gone."""
     while not stop.is_set():
         try:
-            tray.todo.put(parcel, timeout=0.2)
+            line.put(item, timeout=0.2)
         except queue.Full:
             continue
         return True
@@ -180,6 +187,8 @@ def _work(
     tray: Tray, potential: PotentialLike, settings: RelaxConfig, table: np.ndarray, device: torch.device, share: int
 ) -> None:
     """Relax what comes in the queue, in a process of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller hears it too, and ends this process
+    threading.Thread(target=_follow, daemon=True).start()
     torch.set_num_threads(1)
     try:
         if device.type == "cuda":
@@ -198,3 +207,11 @@ def _work(
         tray.done.put(Failure(error))
         return
     tray.done.put(None)
+
+
+def _follow() -> None:
+    """End with the caller's process, however that ended; the queues would keep this one waiting for ever."""
+    caller = multiprocessing.parent_process()
+    if caller is not None:
+        caller.join()
+        os._exit(1)

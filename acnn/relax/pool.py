@@ -65,7 +65,8 @@ class Pool:
     """Slots of structures in flight, all in float64.
 
     A point has shape (3 + width, 3): the log of the deformation gradient times `length`, then positions in the
-    undeformed frame.
+    undeformed frame, folded into the cell so that no digits are lost in the potential's floating type; `images` says
+    how to unfold them.
 
     Parameters
     ----------
@@ -89,6 +90,7 @@ class Pool:
         self.length = zeros()
         self.pressure = zeros()
         self.point = zeros(3 + self.width, 3)
+        self.images = np.zeros((n_slots, self.width, 3))
 
     @property
     def n_vacant(self) -> int:
@@ -110,6 +112,7 @@ class Pool:
         extra = width - self.width
         self.numbers = torch.nn.functional.pad(self.numbers, (0, extra))
         self.point = torch.nn.functional.pad(self.point, (0, 0, 0, extra))
+        self.images = np.pad(self.images, ((0, 0), (0, extra), (0, 0)))
         self.width = width
 
     def enter(self, jobs: list[Job]) -> torch.Tensor:
@@ -133,6 +136,9 @@ class Pool:
             numbers[row, : len(job.atoms)] = job.atoms.numbers
             positions[row, 3 : 3 + len(job.atoms)] = job.atoms.positions
         cells = np.array([job.atoms.cell.array for job in jobs])
+        images = np.floor(positions[:, 3:] @ np.linalg.inv(cells))
+        positions[:, 3:] -= images @ cells
+        self.images[slots] = images
         counts = np.array([len(job.atoms) for job in jobs])
         volumes = np.abs(np.linalg.det(cells))
         lengths = CELL_LENGTH * np.sqrt(counts) * np.cbrt(volumes / counts)
@@ -263,7 +269,7 @@ class Pool:
         cell
             Lattice vectors as rows, shape (3, 3), Å.
         positions
-            Positions, shape (width, 3), Å.
+            Positions, folded, shape (width, 3), Å.
 
         Returns
         -------
@@ -272,7 +278,7 @@ class Pool:
         """
         atoms: Atoms = self.job(slot).atoms.copy()
         atoms.set_cell(cell)
-        atoms.set_positions(positions[: len(atoms)], apply_constraint=False)
+        atoms.set_positions((positions + self.images[slot] @ cell)[: len(atoms)], apply_constraint=False)
         return atoms
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:

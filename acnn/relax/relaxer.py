@@ -6,9 +6,11 @@ import hashlib
 import logging
 import time
 from collections import Counter, deque
+from collections.abc import Sized
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ase.data import chemical_symbols
 
 from acnn.errors import ConfigError, DataError
 from acnn.relax.engine import Engine
@@ -72,7 +74,7 @@ def relax(
         The end of each structure, in the order of the input.
     """
     table = distance_table(min_distance)
-    jobs = read_jobs(frames, pressure_gpa)
+    jobs = read_jobs(frames, pressure_gpa, getattr(potential, "elements", None))
     if folder is None:
         yield from in_order(_logged(_run(jobs, potential, settings, table, workers)))
         return
@@ -119,10 +121,18 @@ def _resumed(
     journal: Journal, jobs: Iterator[Job], run: Callable[[Iterator[Job]], Iterator[Relaxed]]
 ) -> Iterator[Relaxed]:
     """Give the results on disk, relax the rest and keep it."""
+    items = journal.remaining(jobs)
     stored: deque[Relaxed] = deque()
+    first: list[Job] = []
+    for item in items:  # what is done at the front, mostly all of it, waits for nothing
+        if isinstance(item, Job):
+            first.append(item)
+            break
+        yield item
 
     def todo() -> Iterator[Job]:
-        for item in journal.remaining(jobs):
+        yield from first
+        for item in items:
             if isinstance(item, Relaxed):
                 stored.append(item)
             else:
@@ -170,7 +180,9 @@ def _logged(results: Iterator[Relaxed]) -> Iterator[Relaxed]:
     logger.info("%d structures in %.1f s: %s", counts.total(), seconds, dict(counts))
 
 
-def read_jobs(frames: Iterable[Atoms], pressure_gpa: float | Sequence[float] | np.ndarray) -> Iterator[Job]:
+def read_jobs(
+    frames: Iterable[Atoms], pressure_gpa: float | Sequence[float] | np.ndarray, elements: Sequence[str] | None = None
+) -> Iterator[Job]:
     """Give each structure its number and its pressure.
 
     Parameters
@@ -179,6 +191,8 @@ def read_jobs(frames: Iterable[Atoms], pressure_gpa: float | Sequence[float] | n
         Structures.
     pressure_gpa
         One pressure, or one for each structure, GPa.
+    elements
+        Those that the potential knows, where it says so.
 
     Yields
     ------
@@ -188,15 +202,27 @@ def read_jobs(frames: Iterable[Atoms], pressure_gpa: float | Sequence[float] | n
     Raises
     ------
     ConfigError
-        If there are fewer pressures than structures.
+        If there are not as many pressures as structures, or one is no number.
     DataError
-        If a structure is empty, not periodic or has a singular cell.
+        If a structure is empty, not periodic, has a singular cell or an element that the potential does not know.
     """
     pressures = np.asarray(pressure_gpa, dtype=float)
+    if pressures.ndim > 1 or not np.isfinite(pressures).all():
+        raise ConfigError(f"pressure_gpa: expected one finite number, or one for each structure, got {pressure_gpa}")
+    if pressures.ndim and isinstance(frames, Sized) and len(frames) != len(pressures):
+        raise ConfigError(f"pressure_gpa: expected one for each of {len(frames)} structures, got {len(pressures)}")
+    known = np.isin(chemical_symbols, elements or chemical_symbols)
     for index, atoms in enumerate(frames):
         if pressures.ndim and index >= len(pressures):
             raise ConfigError(f"pressure_gpa: expected one for each structure, got {len(pressures)}")
-        cell = atoms.cell.array
-        if len(atoms) == 0 or not atoms.pbc.all() or not abs(np.linalg.det(cell)) > 0 or (atoms.numbers < 1).any():
+        if len(atoms) == 0 or not atoms.pbc.all() or _flat(atoms) or (atoms.numbers < 1).any():
             raise DataError(f"structure {index}: expected atoms in a periodic cell with a volume, got {atoms}")
+        if not known[atoms.numbers].all():
+            raise DataError(f"structure {index}: the potential knows {', '.join(elements or ())}, got {atoms.symbols}")
         yield Job(index, atoms, float(pressures[index] if pressures.ndim else pressures))
+
+
+def _flat(atoms: Atoms) -> bool:
+    """Tell whether a cell has no volume; one that holds no numbers is set aside later, by itself."""
+    cell = atoms.cell.array
+    return bool(np.isfinite(cell).all()) and np.linalg.det(cell) == 0

@@ -149,6 +149,8 @@ def relax_file(
     ------
     ConfigError
         If the output cannot be written.
+    DataError
+        If there is no structure in the file.
     """
     if not out.resolve().parent.is_dir():
         raise ConfigError(f"{out}: its folder does not exist")
@@ -161,5 +163,8 @@ def relax_file(
             counts[result.status.value + (f": {result.reason}" if result.reason else "")] += 1
             if progress is not None:
                 progress()
+    if not counts:
+        partial.unlink()
+        raise DataError(f"{source}: holds no structure")
     partial.replace(out)
     return counts

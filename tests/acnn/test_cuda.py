@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from importlib import resources
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from ase import Atoms
 
+from acnn import cuda
 from acnn import neighbors as neighbors_module
 from acnn.batch import Batch
 from acnn.config import ModelConfig, RelaxConfig
@@ -92,6 +94,20 @@ def test_the_sources_are_what_a_gpu_understands():
             if "DynamicLib" not in type(error).__name__:
                 raise
             pytest.skip("no NVRTC here")
+
+
+def test_want_of_memory_is_told_from_other_errors():
+    class Result(IntEnum):
+        CUDA_SUCCESS = 0
+        CUDA_ERROR_OUT_OF_MEMORY = 2
+        CUDA_ERROR_LAUNCH_FAILED = 719
+
+    assert cuda._check((Result.CUDA_SUCCESS, 7)) == 7
+    with pytest.raises(torch.OutOfMemoryError):
+        cuda._succeed((Result.CUDA_ERROR_OUT_OF_MEMORY,))
+    with pytest.raises(RuntimeError, match="LAUNCH_FAILED") as found:
+        cuda._succeed((Result.CUDA_ERROR_LAUNCH_FAILED,))
+    assert not isinstance(found.value, torch.OutOfMemoryError)
 
 
 @pytest.mark.gpu

@@ -58,3 +58,18 @@ def test_the_skin_does_not_change_the_path():
     for one, other in zip(without, with_skin, strict=True):
         assert other.n_steps == one.n_steps
         assert other.energy == pytest.approx(one.energy, abs=1e-9)
+
+
+def test_memory_that_does_not_suffice_leaves_the_cache_as_it_was(monkeypatch: pytest.MonkeyPatch):
+    cache = NeighborCache(4, CUTOFF, 0.5, torch.float64, torch.device("cpu"))
+    pad = torch.nn.functional.pad
+
+    def small(tensor: torch.Tensor, extra: tuple[int, ...]) -> torch.Tensor:
+        if tensor is cache.index:
+            raise torch.OutOfMemoryError
+        return pad(tensor, extra)
+
+    monkeypatch.setattr(torch.nn.functional, "pad", small)
+    with pytest.raises(torch.OutOfMemoryError):
+        cache._reserve(9, 60)
+    assert cache.positions.shape[1] == cache.counts.shape[1] == cache.index.shape[1] == 1

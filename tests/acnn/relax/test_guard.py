@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import pytest
@@ -16,6 +16,8 @@ from acnn.config import RelaxConfig
 from acnn.errors import ConfigError, DataError, NumericalError
 from acnn.neighbors import build_neighbors
 from acnn.relax import FailureReason, Relaxed, RelaxStatus, guard, relax
+from acnn.relax.cache import NeighborCache
+from acnn.relax.engine import affordable
 from acnn.relax.guard import distance_table
 
 if TYPE_CHECKING:
@@ -134,6 +136,25 @@ def test_starts_that_cannot_be_evaluated_are_set_aside():
     assert only.reason == FailureReason.VOLUME
 
 
+def test_starts_whose_neighbors_could_not_be_counted_are_set_aside():
+    good = random_crystals(4, 1)[0]
+    away, thin, hidden, torn = good.copy(), good.copy(), good.copy(), good.copy()
+    away.positions[0, 0] = 1e18
+    thin.set_cell([1e4, 1e4, 1e-6])
+    hidden.set_cell([[100.0, 0.0, 0.0], [0.001, 100.0, 0.0], [0.0, 700.0, 0.1]])
+    torn.cell[0, 0] = np.nan
+    results = list(relax([away, thin, hidden, torn, good], Morse(), RelaxConfig(), pressure_gpa=0.0))
+    far, close = FailureReason.NOT_FINITE, FailureReason.TOO_CLOSE
+    assert [r.reason for r in results] == [far, close, close, far, ""]
+
+
+def test_a_skewed_cell_of_a_sound_lattice_is_relaxed():
+    atoms = random_crystals(4, 1, (2, 2))[0]
+    skewed = atoms.copy()
+    skewed.set_cell(np.array([[1, 0, 0], [40, 1, 0], [-30, 50, 1]]) @ atoms.cell.array)
+    assert one(skewed).energy == pytest.approx(one(atoms).energy, abs=1e-3)
+
+
 def test_stress_beyond_the_limit_is_unsafe():
     result = one(random_crystals(0, 1)[0], settings=RelaxConfig(stress_limit_gpa=0.1))
     assert (result.status, result.reason) == (RelaxStatus.UNSAFE, FailureReason.STRESS)
@@ -164,6 +185,27 @@ def test_running_out_of_memory_halves_the_batch():
         list(relax(large, Small(), RelaxConfig(), pressure_gpa=0.0))
 
 
+def test_neighbors_that_cannot_be_kept_are_searched_again(monkeypatch: pytest.MonkeyPatch):
+    frames = random_crystals(5, 4)
+    kept = list(relax(frames, Morse(), RelaxConfig(), pressure_gpa=0.0))
+
+    def refuse(*_: object) -> NoReturn:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(NeighborCache, "_reserve", refuse)
+    searched = list(relax(frames, Morse(), RelaxConfig(), pressure_gpa=0.0))
+    assert [r.n_steps for r in searched] == [r.n_steps for r in kept]
+
+
+def test_memory_that_pytorch_keeps_is_free(monkeypatch: pytest.MonkeyPatch):
+    free = [10_000_000]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free[0], 80_000_000))
+    alone = affordable(torch.device("cuda"))
+    assert 0 < affordable(torch.device("cuda"), 16) < alone
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(free.pop() + 30_000_000))
+    assert affordable(torch.device("cuda")) == 4 * alone
+
+
 def test_distances_can_be_given_by_pair_or_by_number():
     table = distance_table({("Cu", "Al"): 2.0})
     assert table[13, 29] == table[29, 13] == 2.0
@@ -181,5 +223,11 @@ def test_bad_input_is_refused_by_number():
         list(relax([good, Atoms("H")], Morse(), RelaxConfig(), pressure_gpa=0.0))
     with pytest.raises(ConfigError, match="pressure_gpa"):
         list(relax([good, good], Morse(), RelaxConfig(), pressure_gpa=[0.0]))
+    with pytest.raises(ConfigError, match="of 1 structures, got 2"):
+        list(relax([good], Morse(), RelaxConfig(), pressure_gpa=[0.0, 1.0]))
+    with pytest.raises(ConfigError, match="pressure_gpa"):
+        list(relax(iter([good, good]), Morse(), RelaxConfig(), pressure_gpa=[0.0]))
+    with pytest.raises(ConfigError, match="finite"):
+        list(relax([good], Morse(), RelaxConfig(), pressure_gpa=np.nan))
     with pytest.raises(ConfigError, match="workers"):
         list(relax([good], Morse(), RelaxConfig(), pressure_gpa=0.0, workers=0))

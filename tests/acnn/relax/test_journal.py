@@ -87,6 +87,34 @@ def test_input_is_read_only_as_slots_become_free():
     assert len(taken) < 20
 
 
+def test_a_torn_file_is_told_and_its_structures_are_relaxed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    frames = random_crystals(7, 4, (2, 2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("acnn.relax.journal.FLUSH_RESULTS", 2)
+        whole = list(relax(frames, Morse(), SETTINGS, pressure_gpa=0.0, folder=tmp_path))
+    torn = tmp_path / "part-000000.npz"
+    for content in (torn.read_bytes()[:700], b"", b"junk"):
+        torn.write_bytes(content)
+        caplog.clear()
+        again = Morse()
+        found = list(relax(frames, again, SETTINGS, pressure_gpa=0.0, folder=tmp_path))
+        assert [r.energy for r in found] == pytest.approx([r.energy for r in whole], abs=1e-9)
+        assert again.n_calls > 0
+        assert "part-000000.npz cannot be read" in caplog.text
+        newest = max(tmp_path.glob("part-*.npz"))
+        newest.unlink()  # what was relaxed again
+
+
+def test_what_is_done_is_not_held(tmp_path: Path):
+    frames = random_crystals(7, 12, (2, 2))
+    list(relax(frames, Morse(), SETTINGS, pressure_gpa=0.0, folder=tmp_path))
+    again = relax(islice(frames, 4), Morse(), SETTINGS, pressure_gpa=0.0, folder=tmp_path)
+    assert len(list(again)) == 4
+    source = iter(frames)
+    next(relax(source, Morse(), SETTINGS, pressure_gpa=0.0, folder=tmp_path))
+    assert len(list(source)) == 11
+
+
 def test_two_processes_give_what_one_gives():
     frames = random_crystals(8, 40, (2, 4))
     one = list(relax(frames, Morse(), SETTINGS, pressure_gpa=0.0))

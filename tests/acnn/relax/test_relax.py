@@ -65,6 +65,24 @@ def test_float32_potential_gives_the_same_minima():
         assert abs(one.energy - other.energy) / len(one.atoms) < 1e-3
 
 
+def test_atoms_in_far_cells_lose_no_digits():
+    near = random_crystals(2, 3)
+    far = [atoms.copy() for atoms in near]
+    for k, atoms in enumerate(far):
+        shifts = np.random.default_rng(k).integers(-5000, 5000, (len(atoms), 3))
+        atoms.positions += shifts @ atoms.cell.array
+    potential = Morse(dtype=torch.float32)
+    for one, other in zip(
+        relax(near, potential, RelaxConfig(), pressure_gpa=0.0),
+        relax(far, potential, RelaxConfig(), pressure_gpa=0.0),
+        strict=True,
+    ):
+        assert other.energy == pytest.approx(one.energy, abs=1e-3)
+        start, end = far[other.index], other.atoms
+        moved = end.get_scaled_positions(wrap=False) - start.get_scaled_positions(wrap=False)
+        assert np.abs(moved).max() < 1.0
+
+
 def test_minima_are_those_of_ase():
     potential = Morse()
     settings = RelaxConfig(fmax=0.002, stress_gpa=0.02)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 import torch
@@ -83,6 +83,32 @@ def test_a_file_is_read_as_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [next(found) for _ in frames] == read(path, index=":5")
     with pytest.raises(DataError, match=r"structure 5 cannot be read"):
         next(found)
+
+
+def test_an_unknown_element_is_named_with_its_structure(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    strange = random_crystals(15, 1, (2, 2), symbols="SiSi")
+    write(tmp_path / "in.extxyz", random_crystals(15, 3, (2, 3)) + strange)
+    model = ModelConfig(n_radial=4, channels=2, mixed_channels=2, hidden=(4,), members=1, dtype="float64")
+    checkpoint.save(Potential(model, ["Al", "Cu"], seed=1), tmp_path / "model.acnn")
+    command = ["relax", str(tmp_path / "in.extxyz"), "--model", str(tmp_path / "model.acnn")]
+    assert main([*command, "--out", str(tmp_path / "out.extxyz")]) == 1
+    assert "structure 3: the potential knows Al, Cu, got Si2" in capsys.readouterr().err
+
+
+def test_an_interruption_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "load", interrupt)
+    assert main(["relax", "in.extxyz", "--model", "model.acnn", "--out", "out.extxyz"]) == 130
+    assert capsys.readouterr().err == "acnn relax: interrupted\n"
+
+
+def test_an_empty_file_is_named(tmp_path: Path):
+    (tmp_path / "in.extxyz").touch()
+    with pytest.raises(DataError, match=r"in\.extxyz: holds no structure"):
+        relax_file(tmp_path / "in.extxyz", tmp_path / "out.extxyz", Morse(), RelaxConfig(), pressure_gpa=0.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.extxyz"]
 
 
 def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

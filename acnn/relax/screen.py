@@ -1,0 +1,75 @@
+"""Starts that cannot be evaluated are set aside before they enter a batch, which they would drown in neighbours."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ase.geometry import minkowski_reduce
+
+from acnn.relax.guard import SMALLEST_VOLUME
+from acnn.relax.result import FailureReason, Relaxed, RelaxStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ase import Atoms
+
+    from acnn.relax.pool import Job
+
+FARTHEST = 1e6
+"""Coordinates beyond this are no positions, Å."""
+
+SHORTEST = 0.3
+"""Distance of an atom from its own image below which a structure is not worth looking at, Å."""
+
+
+def screened(jobs: Iterator[Job], refused: list[Relaxed]) -> Iterator[Job]:
+    """Pass on the structures that can be evaluated at all.
+
+    Parameters
+    ----------
+    jobs
+        Structures.
+    refused
+        Where the results of the others are put.
+
+    Yields
+    ------
+    Job
+        A structure.
+    """
+    for job in jobs:
+        reason = _reason(job.atoms)
+        if reason is None:
+            yield job
+            continue
+        nan = math.nan
+        refused.append(
+            Relaxed(job.index, job.atoms.copy(), RelaxStatus.UNSAFE, reason.value, 0, nan, nan, nan, nan, spread=nan)
+        )
+
+
+def _reason(atoms: Atoms) -> FailureReason | None:
+    """Say why a structure cannot be evaluated."""
+    cell = atoms.cell.array
+    if not (np.abs(atoms.positions).max() < FARTHEST and np.abs(cell).max() < FARTHEST):
+        return FailureReason.NOT_FINITE
+    volume = abs(np.linalg.det(cell))
+    if volume < SMALLEST_VOLUME * len(atoms):
+        return FailureReason.VOLUME
+    # a lattice vector is no shorter than the smallest height, and heights are one over the lengths of these columns
+    steep = np.abs(np.linalg.inv(cell)).max() > 0.5 / SHORTEST
+    if steep and _shortest(atoms) < SHORTEST:
+        return FailureReason.TOO_CLOSE
+    return None
+
+
+def _shortest(atoms: Atoms) -> float:
+    """Find the length of the shortest lattice vector, Å; 0 where the cell is too bad to tell."""
+    try:
+        reduced, _ = minkowski_reduce(atoms.cell)
+    except RuntimeError:
+        return 0.0
+    return float(np.linalg.norm(reduced, axis=1).min())
