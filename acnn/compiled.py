@@ -83,7 +83,7 @@ def _load(sources: tuple[str, ...], kind: str, number: int, defines: tuple[str, 
     texts = {Path(name).name: resources.files("acnn").joinpath(name).read_text() for name in sources}
     try:
         if kind == "cuda":
-            return build_cuda(texts, number, defines)
+            return build_cuda(texts, number, defines, _cache())
         compiler = shutil.which(os.environ.get("CC", "cc"))
         if kind != "cpu" or compiler is None:
             return None
@@ -140,11 +140,9 @@ def _compiled(compiler: str, texts: dict[str, str], defines: tuple[str, ...]) ->
     """Find the library in the user's cache, or build it there."""
     command = [compiler, *OPTIONS, *defines]
     mark = hashlib.sha256(b"\n".join([*(part.encode() for part in (*texts.values(), *command)), _processor()]))
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "acnn"
-    first = next(iter(texts))
+    root, first = _cache(), next(iter(texts))
     path = root / f"{Path(first).stem}-{mark.hexdigest()[:16]}.so"
     if not path.exists():
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=root) as folder:
             for name, text in texts.items():
                 (Path(folder) / name).write_text(text)
@@ -157,6 +155,13 @@ def _compiled(compiler: str, texts: dict[str, str], defines: tuple[str, ...]) ->
             )
             built.replace(path)
     return path
+
+
+def _cache() -> Path:
+    """Give the user's folder of compiled code; it is made."""
+    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "acnn"
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return root
 
 
 def _processor() -> bytes:

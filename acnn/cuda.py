@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import os
 import re
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -87,7 +90,7 @@ class CudaLibrary:
             _succeed(driver.cuLaunchKernel(function, *grid, shared, stream, (values, kinds), 0))
 
 
-def build_cuda(texts: dict[str, str], number: int, defines: tuple[str, ...]) -> CudaLibrary:
+def build_cuda(texts: dict[str, str], number: int, defines: tuple[str, ...], cache_folder: Path) -> CudaLibrary:
     """Compile and load functions.
 
     Parameters
@@ -98,6 +101,8 @@ def build_cuda(texts: dict[str, str], number: int, defines: tuple[str, ...]) -> 
         The GPU.
     defines
         Further options of the compiler.
+    cache_folder
+        Where compiled code is kept.
 
     Returns
     -------
@@ -114,9 +119,47 @@ def build_cuda(texts: dict[str, str], number: int, defines: tuple[str, ...]) -> 
     device = torch.device("cuda", number)
     torch.zeros(1, device=device)  # so that there is a context to load into
     major, minor = torch.cuda.get_device_capability(device)
-    binary = compile_cuda(texts, (f"--gpu-architecture=sm_{major}{minor}", *defines))
+    binary = compile_once(texts, (f"--gpu-architecture=sm_{major}{minor}", *defines), cache_folder)
     with torch.cuda.device(device):
         return CudaLibrary(_check(driver.cuModuleLoadData(binary)), number)
+
+
+def compile_once(texts: dict[str, str], options: tuple[str, ...], cache_folder: Path) -> bytes:
+    """Compile sources, or take what was made of them before.
+
+    Parameters
+    ----------
+    texts
+        Sources by name; the first includes the others.
+    options
+        Of the compiler, the architecture among them.
+    cache_folder
+        Where compiled code is kept.
+
+    Returns
+    -------
+    bytes
+        The code.
+
+    Raises
+    ------
+    ImportError
+        If the package cuda-bindings is missing.
+    RuntimeError
+        If the compiler refuses; with what it says.
+    """
+    if nvrtc is None:
+        raise ImportError("the package cuda-bindings is missing")
+    version = ".".join(map(str, nvrtc.nvrtcVersion()[1:]))
+    mark = hashlib.sha256("\n".join([*texts.values(), *OPTIONS, *options, version]).encode()).hexdigest()[:16]
+    path = cache_folder / f"{Path(next(iter(texts))).stem}-{mark}.cubin"
+    if path.exists():
+        return path.read_bytes()
+    code = compile_cuda(texts, options)
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_bytes(code)
+    partial.replace(path)
+    return code
 
 
 def compile_cuda(texts: dict[str, str], options: tuple[str, ...]) -> bytes:
@@ -136,13 +179,9 @@ def compile_cuda(texts: dict[str, str], options: tuple[str, ...]) -> bytes:
 
     Raises
     ------
-    ImportError
-        If the package cuda-bindings is missing.
     RuntimeError
         If the compiler refuses; with what it says.
     """
-    if nvrtc is None:
-        raise ImportError("the package cuda-bindings is missing")
     first = next(iter(texts))
     program = _check(nvrtc.nvrtcCreateProgram(_flat(first, texts).encode(), first.encode(), 0, [], []))
     options = (*OPTIONS, *options)

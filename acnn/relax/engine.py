@@ -36,7 +36,7 @@ CPU_ATOMS = 4096
 CUDA_ATOMS = 500_000
 """Most atoms in flight on a GPU."""
 
-ATOM_BYTES = 100_000
+ATOM_BYTES = 150_000
 """Memory that an atom in flight takes on a GPU, neighbours and history included; measured."""
 
 SPARE = 0.8

@@ -15,7 +15,7 @@ from acnn import cuda
 from acnn import neighbors as neighbors_module
 from acnn.batch import Batch
 from acnn.config import ModelConfig, RelaxConfig
-from acnn.cuda import compile_cuda
+from acnn.cuda import compile_once
 from acnn.neighbors import Neighbors, build_neighbors
 from acnn.nn import gpu, native
 from acnn.nn import potential as potential_module
@@ -78,7 +78,7 @@ def rows(neighbors: Neighbors) -> list[list[tuple[int, ...]]]:
     ]
 
 
-def test_the_sources_are_what_a_gpu_understands():
+def test_the_sources_are_what_a_gpu_understands_and_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("cuda.bindings.nvrtc")
     shape = native.Shape(torch.float32, 6, 2, 3, 4, 4, 4, 2, (8,))
     constants = {"closest": 1e-3, "wall": 1.0, "clamp": 0.5, "zbl_weights": (1.0,), "zbl_rates": (1.0,)}
@@ -89,11 +89,16 @@ def test_the_sources_are_what_a_gpu_understands():
     ):
         texts = {Path(name).name: resources.files("acnn").joinpath(name).read_text() for name in sources}
         try:
-            assert len(compile_cuda(texts, ("--gpu-architecture=sm_80", *defines))) > 1000
+            code = compile_once(texts, ("--gpu-architecture=sm_80", *defines), tmp_path)
         except RuntimeError as error:
             if "DynamicLib" not in type(error).__name__:
                 raise
             pytest.skip("no NVRTC here")
+        assert len(code) > 1000
+        with monkeypatch.context() as patch:
+            patch.setattr(cuda, "compile_cuda", None)
+            assert compile_once(texts, ("--gpu-architecture=sm_80", *defines), tmp_path) == code
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_want_of_memory_is_told_from_other_errors():
