@@ -45,15 +45,14 @@ def read_stream(path: Path) -> Iterator[Atoms]:
     Raises
     ------
     DataError
-        If the file cannot be read; names it and the structure.
+        If the file cannot be read or holds nothing; names it and the structure.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: holds no structure")
     n_read = 0
     try:
-        sources = _portions(path) if path.suffix in (".xyz", ".extxyz") else (path,)
+        stream = path.stat().st_size == 0 or path.suffix in (".xyz", ".extxyz")
+        sources = _portions(path) if stream else (path,)
         for source in sources:
             for atoms in iread(source, index=":", format=None if source is path else "extxyz"):
                 n_read += 1
@@ -61,6 +60,8 @@ def read_stream(path: Path) -> Iterator[Atoms]:
                 yield atoms
     except (OSError, ValueError, KeyError, IndexError, StopIteration, AssertionError, UnknownFileTypeError) as error:
         raise DataError(f"{path}: structure {n_read} cannot be read: {error}") from error
+    if n_read == 0:
+        raise DataError(f"{path}: holds no structure")
 
 
 def _portions(path: Path) -> Iterator[StringIO]:
@@ -156,15 +157,16 @@ def relax_file(
         raise ConfigError(f"{out}: its folder does not exist")
     counts: Counter[str] = Counter()
     partial = out.with_name(out.name + ".partial")
-    with partial.open("w") as file:
-        frames = read_stream(source)
-        for result in relax(frames, potential, settings, pressure_gpa=pressure_gpa, workers=workers, folder=folder):
-            write(file, annotated(result, pressure_gpa), format="extxyz")
-            counts[result.status.value + (f": {result.reason}" if result.reason else "")] += 1
-            if progress is not None:
-                progress()
-    if not counts:
-        partial.unlink()
-        raise DataError(f"{source}: holds no structure")
+    try:
+        with partial.open("w") as file:
+            frames = read_stream(source)
+            for result in relax(frames, potential, settings, pressure_gpa=pressure_gpa, workers=workers, folder=folder):
+                write(file, annotated(result, pressure_gpa), format="extxyz")
+                counts[result.status.value + (f": {result.reason}" if result.reason else "")] += 1
+                if progress is not None:
+                    progress()
+    finally:
+        if not counts:
+            partial.unlink()
     partial.replace(out)
     return counts
