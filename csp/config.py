@@ -2,7 +2,7 @@
 
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 
 class Settings(BaseModel):
@@ -38,7 +38,15 @@ class GenerateConfig(Settings):
         description="Least and most symmetry operations of the primitive cell (lattice translations not counted).",
     )
     volume_jitter: float = Field(0.1, ge=0, lt=1, description="Largest relative deviation from the known volume.")
-    distance_scale: float = Field(1.0, gt=0, description="Factor on the known minimum pair distances.")
+    volumes: dict[str, PositiveFloat] = Field(
+        default_factory=dict,
+        description="Volumes to start from by element, as {Mg: 23.2}, Å^3/atom; absent ones are estimated.",
+    )
+    distances: dict[str, PositiveFloat] = Field(
+        default_factory=dict,
+        description="Minimum distances by pair, as {Mg-O: 1.8}, Å, for good; absent ones are estimated, then learned.",
+    )
+    distance_scale: float = Field(1.0, gt=0, description="Factor on the minimum pair distances, given or learned.")
     max_attempts: int = Field(40, ge=1, description="Attempts per structure before it is refused.")
     unpushed_attempts: int = Field(
         6,
