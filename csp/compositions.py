@@ -47,7 +47,8 @@ def plan_compositions(
     attempts
         Crystals already tried, by reduced formula (alphabetical, as ``reduced_formula`` writes it).
     hull_distances
-        Least enthalpy above the hull seen so far by reduced formula, eV/atom.
+        Least enthalpy above the hull that is still possible by reduced formula, eV/atom: what was seen less its
+        uncertainty, so that undecided compositions count as near.
 
     Returns
     -------
@@ -62,8 +63,8 @@ def plan_compositions(
     Notes
     -----
     Without results every number of elements k gets a share proportional to k (end members included), simple formulae
-    more than complicated ones. Results then multiply the weight of a formula by how near the hull it came, with a
-    floor, and divide it by how often it was tried.
+    more than complicated ones. Results then multiply the weight of a formula by how near the hull it may be, with a
+    floor, and divide it by how often it was tried. A formula without a result is as interesting as one on the hull.
     """
     symbols = tuple(dict.fromkeys(elements))
     for symbol in symbols:

@@ -84,9 +84,9 @@ def generate(  # noqa: PLR0913 - one call serves every source
     attempts
         Crystals already tried, by reduced formula; for the plan.
     hull_distances
-        Least enthalpy above the hull so far by reduced formula, eV/atom; for the plan.
+        Least enthalpy above the hull that is possible by reduced formula, eV/atom; for the plan.
     parents
-        Good structures to mutate, the best first.
+        Good structures to mutate, the best first; ``info`` names each by ``name``, ``phase_id`` or ``seed``.
     seeds
         Structures that the user gives, besides the files of the settings.
 

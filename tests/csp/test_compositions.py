@@ -50,6 +50,8 @@ def test_more_is_spent_near_the_hull_and_less_on_what_was_tried():
     even = _plan(3000, atoms=(1, 4))
     near = _plan(3000, atoms=(1, 4), hull_distances={"CaH2": 0.0, "Ca2H": 2.0})
     assert near["CaH2"] > 2 * near["Ca2H"]
+    unseen = _plan(3000, atoms=(1, 4), hull_distances={"Ca2H": 2.0})
+    assert unseen["CaH2"] == pytest.approx(near["CaH2"], rel=0.2)
     tried = _plan(3000, atoms=(1, 4), attempts={"H2Mg": 5000})
     assert 0 < tried["H2Mg"] < 0.1 * even["H2Mg"]
 

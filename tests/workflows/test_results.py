@@ -59,6 +59,16 @@ def builds(monkeypatch) -> list[str]:
     return found
 
 
+def test_phases_tell_where_they_came_from(finished):
+    with open_store(finished) as store:
+        phases = query_phases(store, "tiny")
+    origins = {p["origin"] for p in phases}
+    assert "prototype" in origins
+    assert origins <= {"random", "prototype", "mutation", ""}  # "" for labels whose candidate left the pool
+    for p in phases:
+        assert bool(p["lineage"]) == (p["origin"] in {"prototype", "mutation"}), p["phase_id"]
+
+
 def test_searches_of_one_store_do_not_mix(shared):
     assert [holds(shared, name) for name in ("first", "second", "third")] == [True, True, False]
     for name in SEEDS:
