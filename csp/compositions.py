@@ -20,7 +20,7 @@ MAX_TABLE = 2_000_000  # compositions listed at most; larger systems need elemen
 NEAR = 0.1  # eV/atom above the hull over which interest in a composition fades
 FLOOR = 0.05  # share of interest that even a hopeless composition keeps
 TRIED = 50  # attempts after which a composition counts as half explored
-SIMPLE = 0.5  # weight of a reduced formula falls with its size to this power
+SIMPLE = 0.5  # weight of all formulae of one size falls with that size, atoms of the reduced formula, to this power
 
 
 def plan_compositions(
@@ -62,9 +62,11 @@ def plan_compositions(
 
     Notes
     -----
-    Without results every number of elements k gets a share proportional to k (end members included), simple formulae
-    more than complicated ones. Results then multiply the weight of a formula by how near the hull it may be, with a
-    floor, and divide it by how often it was tried. A formula without a result is as interesting as one on the hull.
+    Without results every number of elements k gets a share proportional to k (end members included); in it every size
+    of the reduced formula gets one that falls slowly with the size, however many formulae there are of it: there are
+    hundreds of ternary ones of 60 atoms and one of three. Results then multiply the weight of a formula by how near the
+    hull it may be, with a floor, and divide it by how often it was tried. A formula without a result is as interesting
+    as one on the hull.
     """
     symbols = tuple(dict.fromkeys(elements))
     for symbol in symbols:
@@ -219,11 +221,13 @@ def _weights(
 ) -> Floats:
     """Weigh formulae by fairness and by what was seen so far, shape (n,), sum 1."""
     order = (formulae > 0).sum(axis=1)
-    weights = np.ones(len(formulae)) if fixed else formulae.sum(axis=1) ** -SIMPLE
+    size = formulae.sum(axis=1)
+    weights = np.ones(len(formulae)) if fixed else size**-SIMPLE
     if not fixed:
         for k in range(1, len(symbols) + 1):
             members = order == k
             if members.any():
+                weights[members] /= np.bincount(size[members])[size[members]]
                 weights[members] *= k / weights[members].sum()
     known = set(attempts) | set(hull_distances)
     if known:

@@ -20,6 +20,7 @@ from makers.labelling import read_labels
 from makers.outcomes import GenerationDoc, PhaseDoc, PhaseSummary, ReportDoc
 from makers.phases import PhaseBuilder
 from workflows.results import generations, holds, query_phases, report
+from workflows.run import open_store
 from workflows.search import SearchMaker
 
 if TYPE_CHECKING:
@@ -60,8 +61,7 @@ def builds(monkeypatch) -> list[str]:
 
 
 def test_phases_tell_where_they_came_from(finished):
-    with open_store(finished) as store:
-        phases = query_phases(store, "tiny")
+    phases = query_phases(open_store(finished), "tiny")
     origins = {p["origin"] for p in phases}
     assert "prototype" in origins
     assert origins <= {"random", "prototype", "mutation", ""}  # "" for labels whose candidate left the pool
