@@ -59,7 +59,9 @@ class GenerateConfig(Settings):
     prototype_share: float = Field(0.1, ge=0, description="Weight of decorated prototypes.")
     mutation_share: float = Field(0.2, ge=0, description="Weight of mutated parents; random until there are parents.")
     seed_share: float = Field(0.0, ge=0, description="Weight of varied seeds, beyond one plain copy of each.")
-    seeds: tuple[str, ...] = Field((), description="CIF, POSCAR or extxyz files, or folders of them.")
+    seeds: tuple[str, ...] = Field(
+        (), description="CIF, POSCAR or extxyz files, or folders; foreign elements in them are substituted."
+    )
 
     @model_validator(mode="after")
     def _ranges_are_sound(self) -> Self:
