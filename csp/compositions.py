@@ -20,7 +20,6 @@ MAX_TABLE = 2_000_000  # compositions listed at most; larger systems need elemen
 NEAR = 0.1  # eV/atom above the hull over which interest in a composition fades
 FLOOR = 0.05  # share of interest that even a hopeless composition keeps
 TRIED = 50  # attempts after which a composition counts as half explored
-SIMPLE = 0.5  # weight of all formulae of one size falls with that size, atoms of the reduced formula, to this power
 
 
 def plan_compositions(
@@ -62,11 +61,11 @@ def plan_compositions(
 
     Notes
     -----
-    Without results every number of elements k gets a share proportional to k (end members included); in it every size
-    of the reduced formula gets one that falls slowly with the size, however many formulae there are of it: there are
-    hundreds of ternary ones of 60 atoms and one of three. Results then multiply the weight of a formula by how near the
-    hull it may be, with a floor, and divide it by how often it was tried. A formula without a result is as interesting
-    as one on the hull.
+    Without results every number of elements k gets a share proportional to k (end members included). In it the weight
+    of a reduced formula falls with its size to the power k - 1, as fast as the number of formulae rises, so that all
+    sizes get about the same: there are hundreds of ternary formulae of 60 atoms and one of three. Results then multiply
+    the weight of a formula by how near the hull it may be, with a floor, and divide it by how often it was tried. A
+    formula without a result is as interesting as one on the hull.
     """
     symbols = tuple(dict.fromkeys(elements))
     for symbol in symbols:
@@ -221,13 +220,11 @@ def _weights(
 ) -> Floats:
     """Weigh formulae by fairness and by what was seen so far, shape (n,), sum 1."""
     order = (formulae > 0).sum(axis=1)
-    size = formulae.sum(axis=1)
-    weights = np.ones(len(formulae)) if fixed else size**-SIMPLE
+    weights = np.ones(len(formulae)) if fixed else formulae.sum(axis=1) ** (1.0 - order)
     if not fixed:
         for k in range(1, len(symbols) + 1):
             members = order == k
             if members.any():
-                weights[members] /= np.bincount(size[members])[size[members]]
                 weights[members] *= k / weights[members].sum()
     known = set(attempts) | set(hull_distances)
     if known:
