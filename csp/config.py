@@ -46,7 +46,7 @@ class GenerateConfig(Settings):
         default_factory=dict,
         description="Minimum distances by pair, as {Mg-O: 1.8}, Å, for good; absent ones are estimated, then learned.",
     )
-    distance_scale: float = Field(1.0, gt=0, description="Factor on the minimum pair distances, given or learned.")
+    distance_scale: float = Field(1.0, gt=0, description="Factor on estimated minimum distances, until learned.")
     max_attempts: int = Field(40, ge=1, description="Attempts per structure before it is refused.")
     unpushed_attempts: int = Field(
         6,

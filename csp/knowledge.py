@@ -113,6 +113,25 @@ class Knowledge(BaseModel):
         given = {pair: self.distances[pair] for pair in self.fixed_distances}
         return self.initial(self.elements, self.pressure_gpa, distances=given, volumes=self.given_volumes)
 
+    def scaled(self, factor: float) -> Self:
+        """Scale the least distances that are estimates.
+
+        Parameters
+        ----------
+        factor
+            On the first estimates. Given and learned distances stay: learned ones come from crystals that were made
+            with the factor, so that it would feed itself until no real crystal is allowed.
+
+        Returns
+        -------
+        Self
+            The same once anything was learned.
+        """
+        if factor == 1 or self.n_labels:
+            return self
+        scaled = {pair: d * (1.0 if pair in self.fixed_distances else factor) for pair, d in self.distances.items()}
+        return self.model_copy(update={"distances": scaled})
+
     def min_distance(self, a: str, b: str) -> float:
         """Give the least allowed distance of two elements.
 

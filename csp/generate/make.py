@@ -102,6 +102,7 @@ def generate(  # noqa: PLR0913 - one call serves every source
         If the settings can never be met: no composition, no space group, elements without knowledge.
     """
     _check(settings, knowledge, elements)
+    knowledge = knowledge.scaled(settings.distance_scale)
     given = substituted([*load_seeds(settings.seeds), *load_seeds(seeds)], elements, knowledge)
     crystals = RandomCrystals(settings, knowledge)
     if plan is None:

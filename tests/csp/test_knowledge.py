@@ -123,6 +123,15 @@ def test_what_was_learned_can_be_forgotten_but_not_what_was_given():
     assert learned.first() == first
 
 
+def test_estimated_distances_are_scaled_but_neither_given_nor_learned_ones():
+    first = Knowledge.initial(("Mg", "O"), 0.0, distances={"Mg-O": 1.5})
+    scaled = first.scaled(1.25)
+    assert scaled.min_distance("O", "O") == 1.25 * first.min_distance("O", "O")
+    assert scaled.min_distance("Mg", "O") == 1.5
+    learned = first.learned([_labelled("MgO", 19.0, energy=-10.0)] * 20)
+    assert learned.scaled(1.25) == learned
+
+
 def test_wild_and_bare_crystals_have_no_say():
     first = Knowledge.initial(("Mg", "O"), 0.0)
     bare = Atoms("MgO", positions=[[0, 0, 0], [2, 0, 0]], cell=[4, 4, 4], pbc=True)
