@@ -29,7 +29,9 @@ class Outcome(_Record):
     aliases: dict[str, str] = Field(
         default_factory=dict, description="Phases that turned out to be another one: former name, name."
     )
-    hull_distances: dict[str, float] = Field(description="Least distance from the model's hull by formula, eV/atom.")
+    hull_distances: dict[str, float] = Field(
+        description="Least possible distance from the model's hull by formula, eV/atom."
+    )
     hull: tuple[str, ...] = Field(description="Phases on the hull of the labels.")
     near_hull: dict[str, float] = Field(description="Phases near the hull of the labels, and their distance, eV/atom.")
     best_enthalpies: dict[str, float] = Field(description="Lowest labelled enthalpy by reduced formula, eV/atom.")
@@ -75,7 +77,8 @@ class SearchState(_Record):
     compositions: tuple[str, ...] = Field((), description="Reduced formulas that the stop rule waits for.")
     attempts: dict[str, NonNegativeInt] = Field(default_factory=dict, description="Crystals tried so far, by formula.")
     hull_distances: dict[str, float] = Field(
-        default_factory=dict, description="Least distance from the model's hull by formula, as last known, eV/atom."
+        default_factory=dict,
+        description="Least distance from the model's hull that the committee leaves possible, by formula, eV/atom.",
     )
     times_found: dict[str, NonNegativeInt] = Field(
         default_factory=dict, description="Independent finds of each phase near the hull, in all generations."

@@ -20,7 +20,6 @@ MAX_TABLE = 2_000_000  # compositions listed at most; larger systems need elemen
 NEAR = 0.1  # eV/atom above the hull over which interest in a composition fades
 FLOOR = 0.05  # share of interest that even a hopeless composition keeps
 TRIED = 50  # attempts after which a composition counts as half explored
-SIMPLE = 0.5  # weight of a reduced formula falls with its size to this power
 
 
 def plan_compositions(
@@ -47,7 +46,8 @@ def plan_compositions(
     attempts
         Crystals already tried, by reduced formula (alphabetical, as ``reduced_formula`` writes it).
     hull_distances
-        Least enthalpy above the hull seen so far by reduced formula, eV/atom.
+        Least enthalpy above the hull that is still possible by reduced formula, eV/atom: what was seen less its
+        uncertainty, so that undecided compositions count as near.
 
     Returns
     -------
@@ -61,9 +61,11 @@ def plan_compositions(
 
     Notes
     -----
-    Without results every number of elements k gets a share proportional to k (end members included), simple formulae
-    more than complicated ones. Results then multiply the weight of a formula by how near the hull it came, with a
-    floor, and divide it by how often it was tried.
+    Without results every number of elements k gets a share proportional to k (end members included). In it the weight
+    of a reduced formula falls with its size to the power k - 1, as fast as the number of formulae rises, so that all
+    sizes get about the same: there are hundreds of ternary formulae of 60 atoms and one of three. Results then multiply
+    the weight of a formula by how near the hull it may be, with a floor, and divide it by how often it was tried. A
+    formula without a result is as interesting as one on the hull.
     """
     symbols = tuple(dict.fromkeys(elements))
     for symbol in symbols:
@@ -218,7 +220,7 @@ def _weights(
 ) -> Floats:
     """Weigh formulae by fairness and by what was seen so far, shape (n,), sum 1."""
     order = (formulae > 0).sum(axis=1)
-    weights = np.ones(len(formulae)) if fixed else formulae.sum(axis=1) ** -SIMPLE
+    weights = np.ones(len(formulae)) if fixed else formulae.sum(axis=1) ** (1.0 - order)
     if not fixed:
         for k in range(1, len(symbols) + 1):
             members = order == k

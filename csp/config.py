@@ -2,7 +2,7 @@
 
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 
 class Settings(BaseModel):
@@ -38,7 +38,15 @@ class GenerateConfig(Settings):
         description="Least and most symmetry operations of the primitive cell (lattice translations not counted).",
     )
     volume_jitter: float = Field(0.1, ge=0, lt=1, description="Largest relative deviation from the known volume.")
-    distance_scale: float = Field(1.0, gt=0, description="Factor on the known minimum pair distances.")
+    volumes: dict[str, PositiveFloat] = Field(
+        default_factory=dict,
+        description="Volumes to start from by element, as {Mg: 23.2}, Å^3/atom; absent ones are estimated.",
+    )
+    distances: dict[str, PositiveFloat] = Field(
+        default_factory=dict,
+        description="Minimum distances by pair, as {Mg-O: 1.8}, Å, for good; absent ones are estimated, then learned.",
+    )
+    distance_scale: float = Field(1.0, gt=0, description="Factor on estimated minimum distances, until learned.")
     max_attempts: int = Field(40, ge=1, description="Attempts per structure before it is refused.")
     unpushed_attempts: int = Field(
         6,
@@ -51,7 +59,9 @@ class GenerateConfig(Settings):
     prototype_share: float = Field(0.1, ge=0, description="Weight of decorated prototypes.")
     mutation_share: float = Field(0.2, ge=0, description="Weight of mutated parents; random until there are parents.")
     seed_share: float = Field(0.0, ge=0, description="Weight of varied seeds, beyond one plain copy of each.")
-    seeds: tuple[str, ...] = Field((), description="CIF, POSCAR or extxyz files, or folders of them.")
+    seeds: tuple[str, ...] = Field(
+        (), description="CIF, POSCAR or extxyz files, or folders; foreign elements in them are substituted."
+    )
 
     @model_validator(mode="after")
     def _ranges_are_sound(self) -> Self:

@@ -45,6 +45,9 @@ class Knowledge(BaseModel):
     )
     n_labels: int = Field(0, description="Labels that these numbers were learned from.")
     fixed_distances: tuple[str, ...] = Field((), description="Pairs given by the user, which learning leaves alone.")
+    given_volumes: dict[str, float] = Field(
+        default_factory=dict, description="Volumes per atom given by the user, which learning starts from, Å^3."
+    )
 
     @classmethod
     def initial(
@@ -88,7 +91,9 @@ class Knowledge(BaseModel):
         bound = {symbol: bound_volume(symbol, pressure_gpa) for symbol in symbols}
         for symbol, volume in (volumes or {}).items():
             if symbol not in symbols or volume <= 0:
-                raise ConfigError(f"volumes.{symbol}: expected an element of {symbols} and a volume above 0 Å^3")
+                raise ConfigError(
+                    f"generate.volumes.{symbol}: expected an element of {'-'.join(symbols)} and a volume above 0 Å^3"
+                )
             plain[symbol] = bound[symbol] = float(volume)
         estimated = {
             pair_key(a, b): _first_distance(a, b, pressure_gpa) for a, b in combinations_with_replacement(symbols, 2)
@@ -100,7 +105,32 @@ class Knowledge(BaseModel):
             volumes=plain,
             bound_volumes=bound,
             fixed_distances=tuple(given),
+            given_volumes=dict(volumes or {}),
         )
+
+    def first(self) -> Self:
+        """Give the knowledge that the search started from, without what was learned."""
+        given = {pair: self.distances[pair] for pair in self.fixed_distances}
+        return self.initial(self.elements, self.pressure_gpa, distances=given, volumes=self.given_volumes)
+
+    def scaled(self, factor: float) -> Self:
+        """Scale the least distances that are estimates.
+
+        Parameters
+        ----------
+        factor
+            On the first estimates. Given and learned distances stay: learned ones come from crystals that were made
+            with the factor, so that it would feed itself until no real crystal is allowed.
+
+        Returns
+        -------
+        Self
+            The same once anything was learned.
+        """
+        if factor == 1 or self.n_labels:
+            return self
+        scaled = {pair: d * (1.0 if pair in self.fixed_distances else factor) for pair, d in self.distances.items()}
+        return self.model_copy(update={"distances": scaled})
 
     def min_distance(self, a: str, b: str) -> float:
         """Give the least allowed distance of two elements.
@@ -187,7 +217,7 @@ class Knowledge(BaseModel):
         Returns
         -------
         Self
-            New knowledge. Best called on the first estimate with all labels so far: the estimate is the prior.
+            New knowledge. Best called on ``first()`` with all labels so far: the estimate is the prior.
 
         Notes
         -----
@@ -283,8 +313,11 @@ def _given_distances(symbols: tuple[str, ...], distances: Mapping[str, float]) -
     for name, distance in distances.items():
         pair = name.split("-")
         if len(pair) != 2 or any(symbol not in symbols for symbol in pair):
-            raise ConfigError(f"distances.{name}: expected a pair of {', '.join(symbols)} such as Ca-H")
+            raise ConfigError(f"generate.distances.{name}: expected a pair of {', '.join(symbols)} such as Ca-H")
         if not distance > 0:
-            raise ConfigError(f"distances.{name}: expected a distance above 0 Å, got {distance}")
-        given[pair_key(*pair)] = float(distance)
+            raise ConfigError(f"generate.distances.{name}: expected a distance above 0 Å, got {distance}")
+        key = pair_key(*pair)
+        if key in given:
+            raise ConfigError(f"generate.distances.{name}: expected each pair once, {key} has two distances")
+        given[key] = float(distance)
     return given

@@ -12,7 +12,6 @@ from jobflow import Flow, Response
 
 from csp.advance import Decision, Outcome, SearchState, decide, joined_aliases, to_near_hull, update_state
 from csp.hull import NearHull, formula_of, near_hull
-from csp.knowledge import Knowledge
 from csp.select import choose_final
 from makers.blobs import StructureBatch
 from makers.documents import GenerateCounts, LabelDoc, LabelKind, LabelSummary, RelaxCounts, SelectSummary, TrainSummary
@@ -190,9 +189,8 @@ class AdvanceMaker(StageMaker):
             started=started,
             hours=max(0.0, passed.total_seconds() / 3600),
         )
-        knowledge = state.knowledge
-        first = Knowledge.initial(knowledge.elements, knowledge.pressure_gpa)
-        return update_state(state, outcome, first.learned(to_training_frames(labels)), self.select, self.settings)
+        knowledge = state.knowledge.first().learned(to_training_frames(labels))
+        return update_state(state, outcome, knowledge, self.select, self.settings)
 
     def _document(
         self,

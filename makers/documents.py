@@ -122,7 +122,9 @@ class SelectSummary(Document):
     flags: dict[str, NonNegativeInt] = Field(description="Unsafe and suspicious structures, by name of the flag.")
     times_found: dict[str, NonNegativeInt] = Field(description="Independent finds of each candidate, so far.")
     aliases: dict[str, str] = Field(description="Candidates that turned out to be another one: former name, name.")
-    hull_distances: dict[str, float] = Field(description="Height of the best candidate by formula, eV/atom (model).")
+    hull_distances: dict[str, float] = Field(
+        description="Least height that the committee leaves possible, by formula, eV/atom."
+    )
     seconds: NonNegativeFloat
 
 
@@ -132,7 +134,7 @@ class SelectDoc(Document):
     chosen: StructureBatch = Field(description="Structures to label; columns reason, phase_id. A blob.")
     pool: StructureBatch = Field(
         description="Distinct candidates within the window, best first; columns phase_id, enthalpy_per_atom, "
-        "e_above_hull (eV/atom, model), spread (eV/atom), times_found, generation_found. A blob."
+        "e_above_hull (eV/atom, model), spread (eV/atom), origin, lineage, times_found, generation_found. A blob."
     )
     summary: SelectSummary
 

@@ -10,17 +10,21 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from csp.generate import generate
+from csp.hull import formula_of
 from makers.blobs import StructureBatch
 from makers.documents import GenerateCounts, GenerateDoc
 from makers.stage import Handle, Stage, StageMaker, current_store, seed_sequence, stage_job
 
 if TYPE_CHECKING:
+    from ase import Atoms
+
     from csp.advance import SearchState
     from csp.config import GenerateConfig
 
 logger = logging.getLogger(__name__)
 
 N_PARENTS = 50  # best candidates that mutations start from
+PARENTS_OF_ONE = 4  # of them of one composition, unless there are not enough compositions
 
 
 @dataclass
@@ -65,7 +69,7 @@ class GenerateMaker(StageMaker):
             The batch and its counts.
         """
         start, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
-        parents = pool.fetch(current_store()).to_atoms()[:N_PARENTS] if pool else []
+        parents = best_parents(pool.fetch(current_store()).to_atoms()) if pool else []
         seed = seed_sequence(self.seed, state.generation, Stage.GENERATE, chunk)
         made = generate(
             self.settings,
@@ -95,3 +99,27 @@ class GenerateMaker(StageMaker):
             started=started,
         )
         return GenerateDoc(batch=StructureBatch.from_atoms(made.atoms), counts=counts)
+
+
+def best_parents(candidates: list[Atoms]) -> list[Atoms]:
+    """Choose whom to mutate: the best candidates, but not all of one composition.
+
+    Parameters
+    ----------
+    candidates
+        The best first.
+
+    Returns
+    -------
+    list[ase.Atoms]
+        The best first.
+    """
+    formulas = [formula_of(atoms) for atoms in candidates]
+    most = max(PARENTS_OF_ONE, -(-N_PARENTS // max(len(set(formulas)), 1)))
+    seen: Counter[str] = Counter()
+    parents = []
+    for atoms, formula in zip(candidates, formulas, strict=True):
+        seen[formula] += 1
+        if seen[formula] <= most:
+            parents.append(atoms)
+    return parents[:N_PARENTS]

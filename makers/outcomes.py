@@ -106,6 +106,12 @@ class PhaseDoc(Document):
     n_atoms: int = Field(description="Atoms in the primitive cell.")
     volume_per_atom: float = Field(description="Å^3.")
     structure: dict[str, Any] = Field(description="pymatgen Structure as a dictionary (Structure.from_dict reads it).")
+    origin: str = Field(
+        "", description="`random`, `prototype`, `mutation` or `seed`: the source of its lowest structure, if known."
+    )
+    lineage: str = Field(
+        "", description="What that was derived from, as `rattle(Mg2Si-9910fe)`; empty where it was drawn from nothing."
+    )
     generation_found: NonNegativeInt
     times_found: NonNegativeInt = Field(description="Independent trial crystals that relaxed into it.")
     label_ids: list[str] = Field(description="Its labels in the `labels` collection.")

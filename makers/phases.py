@@ -383,6 +383,8 @@ def describe(phase: Phase, hull: Hull | None, project: str, pressure_gpa: float)
         n_atoms=len(primitive),
         volume_per_atom=atoms.get_volume() / len(atoms),
         structure=primitive.as_dict(),
+        origin=info.get("origin", ""),
+        lineage=info.get("lineage", ""),
         generation_found=info.get("generation_found", label.generation if label else 0),
         times_found=info.get("times_found", 1),
         label_ids=sorted(x.label_id for x in phase.labels),

@@ -106,7 +106,7 @@ def pack(results: list[Relaxed], batch: StructureBatch, seconds: float) -> Relax
     results
         One result per structure, in order.
     batch
-        What was relaxed; its columns origin and phase_id are passed on.
+        What was relaxed; its columns origin, lineage and phase_id are passed on.
     seconds
         Wall time, s.
 
@@ -126,9 +126,7 @@ def pack(results: list[Relaxed], batch: StructureBatch, seconds: float) -> Relax
         "fmax": [r.fmax for r in results],
         "stress_residual_gpa": [r.stress_residual_gpa for r in results],
         "spread": [r.spread for r in results],
-        "origin": batch.columns.get("origin", nameless),
-        "phase_id": batch.columns.get("phase_id", nameless),
-    }
+    } | {name: batch.columns.get(name, nameless) for name in ("origin", "lineage", "phase_id")}
     return RelaxDoc(
         relaxed=StructureBatch.from_atoms([r.atoms for r in results], columns),
         last_safe=StructureBatch.from_atoms([a for a, _ in last_safe], {"reason": [reason for _, reason in last_safe]}),

@@ -151,7 +151,7 @@ class SelectMaker(StageMaker):
             flags=count_flags(ranking.flags),
             times_found={p.phase_id: p.history.times_found for p in kept},
             aliases=ranking.aliases,
-            hull_distances=_hull_distances(ranking.phases),
+            hull_distances=_hull_distances(ranking.phases, self.settings.optimism),
             seconds=time.perf_counter() - start,
         )
         logger.info(
@@ -246,15 +246,18 @@ def _pool(ranked: list[RankedPhase], lost: list[RankedPhase]) -> StructureBatch:
         "enthalpy_per_atom": [p.enthalpy_per_atom for p in phases],
         "e_above_hull": [p.e_above_hull for p in phases],
         "spread": [p.spread for p in phases],
+        "origin": [p.atoms.info.get("origin", "") for p in phases],
+        "lineage": [p.atoms.info.get("lineage", "") for p in phases],
         "times_found": [p.history.times_found for p in phases],
         "generation_found": [p.history.generation_found for p in phases],
     }
     return StructureBatch.from_atoms([p.atoms for p in phases], columns)
 
 
-def _hull_distances(phases: list[RankedPhase]) -> dict[str, float]:
-    """Height of the best phase of each composition; the phases come nearest first."""
-    best: dict[str, float] = {}
+def _hull_distances(phases: list[RankedPhase], optimism: float) -> dict[str, float]:
+    """Give the least height of each composition that the committee leaves possible: undecided ones are near too."""
+    least: dict[str, float] = {}
     for phase in phases:
-        best.setdefault(formula_of(phase.atoms), phase.e_above_hull)
-    return best
+        formula, height = formula_of(phase.atoms), max(0.0, phase.e_above_hull - optimism * phase.spread)
+        least[formula] = min(height, least.get(formula, height))
+    return least

@@ -9,7 +9,6 @@ import numpy as np
 import makers
 import workflows
 from csp.generate import generate
-from csp.knowledge import Knowledge
 from makers.errors import ConfigError
 from makers.labelling import settings_fingerprint
 from makers.labelling.calculators import check_labeller
@@ -66,13 +65,13 @@ def verify(config: SearchConfig) -> None:
             f"advance.max_labels: expected at least one label for each of {len(config.system)} elements, "
             f"got {config.advance.max_labels}"
         )
-    knowledge = Knowledge.initial(config.system, config.pressure_gpa)
+    knowledge = config.first_knowledge
     generate(config.trial_settings, knowledge, elements=config.system, n=1, seed=np.random.SeedSequence(config.seed))
     SearchMaker(config).make()
 
 
 def _sizes(config: SearchConfig) -> list[str]:
-    knowledge = Knowledge.initial(config.system, config.pressure_gpa)
+    knowledge = config.first_knowledge
     distances = ", ".join(f"{pair} {value:.2f}" for pair, value in sorted(knowledge.distances.items()))
     volumes = ", ".join(f"{symbol} {value:.1f}" for symbol, value in sorted(knowledge.volumes.items()))
     generate, select, advance = config.generate, config.select, config.advance

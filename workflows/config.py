@@ -16,7 +16,7 @@ from pymatgen.core import Composition
 
 from acnn.config import ModelConfig, RelaxConfig, TrainConfig
 from csp.config import AdvanceConfig, GenerateConfig, SelectConfig
-from csp.knowledge import reduced_formula
+from csp.knowledge import Knowledge, reduced_formula
 from makers.config import LabelConfig
 from makers.errors import ConfigError
 from makers.labelling import settings_fingerprint
@@ -103,6 +103,12 @@ class SearchConfig(BaseModel):
             return self.generate
         wanted = dict.fromkeys([*self.generate.compositions, *self.system])
         return self.generate.model_copy(update={"compositions": tuple(wanted)})
+
+    @property
+    def first_knowledge(self) -> Knowledge:
+        """Volumes and minimum distances that the search starts from: given, or else estimated."""
+        given = self.generate
+        return Knowledge.initial(self.system, self.pressure_gpa, distances=given.distances, volumes=given.volumes)
 
     @property
     def reduced_compositions(self) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ from jobflow import Flow, Job, Maker
 from csp.advance import SearchState, initial_state
 from csp.feedback import labels_left
 from csp.generate.parallel import chunk_sizes
-from csp.knowledge import Knowledge
 from makers.advance import AdvanceMaker
 from makers.documents import LabelKind
 from makers.generate import GenerateMaker
@@ -73,10 +72,9 @@ class SearchMaker(Maker):
             An ordinary flow for ``run_locally``, FireWorks or jobflow-remote. Its output is the final report.
         """
         config = self.config
-        knowledge = Knowledge.initial(config.system, config.pressure_gpa)
         return self.generation(
             initial_state(
-                knowledge=knowledge,
+                knowledge=config.first_knowledge,
                 select=config.select,
                 n_structures=config.generate.n_structures,
                 compositions=config.reduced_compositions,

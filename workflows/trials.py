@@ -10,7 +10,6 @@ import numpy as np
 from ase.io import write
 
 from csp.generate import generate_chunks
-from csp.knowledge import Knowledge
 from makers.errors import ConfigError
 from makers.stage import Stage
 
@@ -50,7 +49,7 @@ def write_trials(config: SearchConfig, n: int, out: Path, *, generation: int, pr
     if out.suffix != ".extxyz":
         raise ConfigError(f"--out: expected a file that ends in .extxyz, got {out}")
     start = time.perf_counter()
-    knowledge = Knowledge.initial(config.system, config.pressure_gpa)
+    knowledge = config.first_knowledge
     seed = np.random.SeedSequence(config.seed, spawn_key=(generation, list(Stage).index(Stage.GENERATE)))
     made, refused = 0, Counter[str]()
     try:
@@ -58,6 +57,8 @@ def write_trials(config: SearchConfig, n: int, out: Path, *, generation: int, pr
         for chunk in generate_chunks(
             config.trial_settings, knowledge, elements=config.system, n=n, seed=seed, processes=processes
         ):
+            for atoms in chunk.atoms:  # extxyz cannot hold empty text: readers would take the next name for it
+                atoms.info = {name: value for name, value in atoms.info.items() if value != ""}
             write(out, chunk.atoms, format="extxyz", append=True)
             made += chunk.made
             refused.update(chunk.refused)

@@ -11,11 +11,11 @@ from pymatgen.core.structure import Structure
 
 from csp.compositions import even_draw, plan_compositions
 from csp.config import GenerateConfig
-from csp.errors import ConfigError, DataError
+from csp.errors import ConfigError
 from csp.generate.mutations import Mutations
 from csp.generate.pool import Pool, Proposal, Proposer, Request
 from csp.generate.prototypes import Prototypes
-from csp.generate.seeds import load_seeds
+from csp.generate.seeds import load_seeds, substituted
 from csp.generate.symmetric import RandomCrystals, allowed_groups
 from csp.generate.trial import plain_trial
 from csp.knowledge import Knowledge
@@ -84,11 +84,12 @@ def generate(  # noqa: PLR0913 - one call serves every source
     attempts
         Crystals already tried, by reduced formula; for the plan.
     hull_distances
-        Least enthalpy above the hull so far by reduced formula, eV/atom; for the plan.
+        Least enthalpy above the hull that is possible by reduced formula, eV/atom; for the plan.
     parents
-        Good structures to mutate, the best first.
+        Good structures to mutate, the best first; ``info`` names each by ``name``, ``phase_id`` or ``seed``.
     seeds
-        Structures that the user gives, besides the files of the settings.
+        Structures that the user gives, besides the files of the settings. In those of other elements the system's own
+        take the places of the foreign ones.
 
     Returns
     -------
@@ -101,8 +102,8 @@ def generate(  # noqa: PLR0913 - one call serves every source
         If the settings can never be met: no composition, no space group, elements without knowledge.
     """
     _check(settings, knowledge, elements)
-    given = [*load_seeds(settings.seeds), *load_seeds(seeds)]
-    _check_seeds(given, elements)
+    knowledge = knowledge.scaled(settings.distance_scale)
+    given = substituted([*load_seeds(settings.seeds), *load_seeds(seeds)], elements, knowledge)
     crystals = RandomCrystals(settings, knowledge)
     if plan is None:
         sources = _sources(settings, knowledge, elements, given, parents)
@@ -210,14 +211,3 @@ def _check(settings: GenerateConfig, knowledge: Knowledge, elements: Sequence[st
             f"generate.space_groups: none of {settings.space_groups or 'all 230'} has {low} to {high} symmetry "
             "operations (generate.symmetry_operations)"
         )
-
-
-def _check_seeds(seeds: Sequence[Atoms], elements: Sequence[str]) -> None:
-    """Refuse seeds with foreign elements, which would be dropped otherwise."""
-    for atoms in seeds:
-        foreign = sorted({chemical_symbols[int(z)] for z in atoms.numbers} - set(elements))
-        if foreign:
-            raise DataError(
-                f"generate.seeds: {atoms.info['seed']} contains {', '.join(foreign)}, which is not in "
-                f"{'-'.join(elements)}"
-            )

@@ -144,7 +144,8 @@ class Mutations:
         symbols = [chemical_symbols[int(z)] for z in atoms.numbers]
         if not set(symbols) <= set(self.rule.symbols) or not 0 < len(symbols) <= self.settings.atoms[1]:
             return None
-        name = str(atoms.info.get("name") or atoms.info.get("seed") or f"parent{index}")
+        names = (atoms.info.get(key) for key in ("name", "phase_id", "seed"))
+        name = str(next(filter(None, names), f"parent{index}"))
         cell = np.asarray(atoms.cell.array, dtype=float)
         fractions = atoms.positions @ np.linalg.inv(cell)
         kinds = np.array([self.knowledge.elements.index(symbol) for symbol in symbols])

@@ -85,7 +85,7 @@ class Pool:
         self.settings = settings
         self.elements = knowledge.elements
         self.numbers = np.array([atomic_numbers[symbol] for symbol in self.elements])
-        self.distances = knowledge.distance_matrix(self.numbers) * settings.distance_scale
+        self.distances = knowledge.distance_matrix(self.numbers)
 
     def work(self, requests: Sequence[Request], accept: Callable[[Request, Atoms], None]) -> dict[str, int]:
         """Make every request or refuse it.

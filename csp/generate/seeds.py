@@ -1,6 +1,8 @@
 """Reading structures that the user gives."""
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from pymatgen.core.structure import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from csp.errors import DataError
+from csp.knowledge import Knowledge
 
 PATTERNS = ("*.cif", "*.vasp", "POSCAR*", "CONTCAR*", "*.xyz", "*.extxyz")
 UNREADABLE = (OSError, ValueError, LookupError, RuntimeError, ParseError, UnknownFileTypeError)  # what readers raise
@@ -44,6 +47,56 @@ def load_seeds(sources: Sequence[str | Path | Atoms | Structure]) -> list[Atoms]
             atoms = _ordered(source, f"seed {position}") if isinstance(source, Structure) else source.copy()
             seeds.append(_checked(atoms, f"seed {position}"))
     return seeds
+
+
+def substituted(seeds: Sequence[Atoms], elements: Sequence[str], knowledge: Knowledge) -> list[Atoms]:
+    """Let the system's elements take the places of foreign ones, in every way.
+
+    Parameters
+    ----------
+    seeds
+        From ``load_seeds``.
+    elements
+        Chemical symbols of the system.
+    knowledge
+        Volumes.
+
+    Returns
+    -------
+    list[Atoms]
+        Seeds of the system as they are. For each other one, all choices of elements that it lacks for its foreign ones,
+        at the volume known for what it then is; ``info["seed"]`` tells the choice.
+
+    Raises
+    ------
+    DataError
+        If a seed has more foreign elements than there are others to take their places; it is named.
+    """
+    fitting: list[Atoms] = []
+    for seed in seeds:
+        present = set(seed.get_chemical_symbols())
+        foreign, free = sorted(present - set(elements)), [symbol for symbol in elements if symbol not in present]
+        if len(foreign) > len(free):
+            raise DataError(
+                f"generate.seeds: {seed.info['seed']} contains {', '.join(foreign)}, which is not in "
+                f"{'-'.join(elements)}, and has too few elements left to take that place"
+            )
+        choices = permutations(free, len(foreign)) if foreign else ()
+        fitting.extend(_exchanged(seed, dict(zip(foreign, choice, strict=True)), knowledge) for choice in choices)
+        if not foreign:
+            fitting.append(seed)
+    return fitting
+
+
+def _exchanged(seed: Atoms, exchange: dict[str, str], knowledge: Knowledge) -> Atoms:
+    """Exchange elements of a seed, and scale it to the volume known for its new contents."""
+    atoms: Atoms = seed.copy()
+    atoms.symbols = [exchange.get(symbol, symbol) for symbol in seed.get_chemical_symbols()]
+    scale = (knowledge.volume(Counter(atoms.get_chemical_symbols())) / seed.get_volume()) ** (1 / 3)
+    atoms.set_cell(seed.cell.array * scale, scale_atoms=True)
+    words = ", ".join(f"{new} for {old}" for old, new in exchange.items())
+    atoms.info["seed"] = f"{seed.info['seed']}({words})"
+    return atoms
 
 
 def _files(path: Path) -> list[Path]:

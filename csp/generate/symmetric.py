@@ -97,8 +97,7 @@ class RandomCrystals:
         float
             Above about 0.86 no arrangement can exist.
         """
-        scale = self.settings.distance_scale
-        cubes = sum(n * (scale * self.knowledge.min_distance(s, s)) ** 3 for s, n in counts.items())
+        cubes = sum(n * self.knowledge.min_distance(s, s) ** 3 for s, n in counts.items())
         return np.pi / 6.0 * cubes / volume
 
     def _group(self, counts: tuple[int, ...], rng: np.random.Generator) -> int | None:

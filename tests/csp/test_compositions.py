@@ -2,6 +2,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from pymatgen.core.composition import Composition
 
 from csp.compositions import CompositionRule, charge_balanced, plan_compositions, reduced_compositions
 from csp.config import GenerateConfig
@@ -39,6 +40,17 @@ def test_every_subsystem_gets_its_share():
     assert {"Ca", "H", "Mg"} <= set(plan)
 
 
+def test_simple_formulae_are_not_lost_among_the_many_complicated_ones():
+    plan = _plan(6000, atoms=(1, 40), formula_units=(1, 1))
+    ternary = {formula: n for formula, n in plan.items() if all(symbol in formula for symbol in ("Mg", "Ca", "H"))}
+    sizes = Counter()
+    for formula, n in ternary.items():
+        sizes[round(Composition(formula).num_atoms)] += n
+    shares = [sum(sizes[s] for s in range(first, first + 8)) / sum(sizes.values()) for first in (3, 11, 19, 27, 33)]
+    assert all(0.15 < share < 0.3 for share in shares), shares
+    assert ternary["CaHMg"] > 20 * max(ternary.get(formula, 0) for formula in ("Ca13H13Mg14", "Ca7H23Mg10"))
+
+
 def test_cells_hold_whole_formula_units_within_the_range():
     settings = GenerateConfig(atoms=(6, 20), formula_units=(2, 3), compositions=("MgCaH3", "MgH2"))
     for cell in plan_compositions(SYSTEM, settings, np.random.default_rng(1), 100):
@@ -50,8 +62,10 @@ def test_more_is_spent_near_the_hull_and_less_on_what_was_tried():
     even = _plan(3000, atoms=(1, 4))
     near = _plan(3000, atoms=(1, 4), hull_distances={"CaH2": 0.0, "Ca2H": 2.0})
     assert near["CaH2"] > 2 * near["Ca2H"]
-    tried = _plan(3000, atoms=(1, 4), attempts={"H2Mg": 5000})
-    assert 0 < tried["H2Mg"] < 0.1 * even["H2Mg"]
+    unseen = _plan(3000, atoms=(1, 4), hull_distances={"Ca2H": 2.0})
+    assert unseen["CaH2"] == pytest.approx(near["CaH2"], rel=0.2)
+    tried = _plan(3000, atoms=(1, 4), attempts={"H2Mg": 500})
+    assert 0 < tried["H2Mg"] < 0.15 * even["H2Mg"]
 
 
 def test_formulae_are_understood_in_any_order():

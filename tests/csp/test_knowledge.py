@@ -48,7 +48,13 @@ def test_pressure_shrinks():
 
 
 @pytest.mark.parametrize(
-    ("distances", "message"), [({"Mg-F": 1.0}, "expected a pair"), ({"Mg-O": 0.0}, "above 0")], ids=["pair", "zero"]
+    ("distances", "message"),
+    [
+        ({"Mg-F": 1.0}, "expected a pair"),
+        ({"Mg-O": 0.0}, "above 0"),
+        ({"Mg-O": 1.0, "O-Mg": 2.0}, "two distances"),
+    ],
+    ids=["pair", "zero", "twice"],
 )
 def test_given_distances_are_checked(distances: dict[str, float], message: str):
     with pytest.raises(ConfigError, match=message):
@@ -108,6 +114,22 @@ def test_distances_are_learned_but_never_those_that_were_given():
     assert learned.min_distance("O", "O") == 1.0
     fixed = Knowledge.initial(("Mg", "O"), 0.0, distances={"Mg-O": 1.5}).learned(frames)
     assert fixed.min_distance("Mg", "O") == 1.5
+
+
+def test_what_was_learned_can_be_forgotten_but_not_what_was_given():
+    first = Knowledge.initial(("Mg", "O"), 0.0, distances={"Mg-O": 1.5}, volumes={"O": 9.0})
+    learned = first.learned([_labelled("MgO", 40.0, energy=-10.0)] * 20)
+    assert learned.volumes != first.volumes
+    assert learned.first() == first
+
+
+def test_estimated_distances_are_scaled_but_neither_given_nor_learned_ones():
+    first = Knowledge.initial(("Mg", "O"), 0.0, distances={"Mg-O": 1.5})
+    scaled = first.scaled(1.25)
+    assert scaled.min_distance("O", "O") == 1.25 * first.min_distance("O", "O")
+    assert scaled.min_distance("Mg", "O") == 1.5
+    learned = first.learned([_labelled("MgO", 19.0, energy=-10.0)] * 20)
+    assert learned.scaled(1.25) == learned
 
 
 def test_wild_and_bare_crystals_have_no_say():

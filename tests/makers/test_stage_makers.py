@@ -14,12 +14,13 @@ from monty.json import MontyDecoder
 from csp.advance import SearchState
 from csp.config import AdvanceConfig, GenerateConfig, SelectConfig
 from csp.generate import generate
+from csp.hull import formula_of
 from csp.knowledge import Knowledge
 from makers.advance import final_phases, hull_members, labelled_hull
 from makers.blobs import StructureBatch
 from makers.config import AseLabelConfig
 from makers.documents import LabelKind, LabelSummary, RelaxCounts, RelaxDoc
-from makers.generate import GenerateMaker
+from makers.generate import GenerateMaker, best_parents
 from makers.label import LabelMaker
 from makers.labelling import read_labels
 from makers.report import ReportMaker
@@ -75,10 +76,19 @@ def test_generate_makes_the_crystals_of_its_seed_generation_and_chunk(job_store)
 
 def test_generate_mutates_the_candidates_of_before(job_store):
     settings = GenerateConfig(random_share=0.0, prototype_share=0.0, mutation_share=1.0)
-    parents = pool_of(alloys()[2:], job_store, name=["layered", "rocksalt"])
+    parents = pool_of(alloys()[2:], job_store, phase_id=["layered", "rocksalt"])
     made = output(GenerateMaker(SYSTEM, 1, settings).make(state(), 30, pool=parents), job_store)
     assert set(made.batch.columns["origin"]) == {"mutation"}
     assert set(made.batch.columns["family"]) == {"layered", "rocksalt"}
+    assert all("layered" in name or "rocksalt" in name for name in made.batch.columns["lineage"])
+
+
+def test_parents_are_the_best_of_several_compositions():
+    copper, gold, layered, _ = alloys()
+    many = [copper] * 100 + [gold] * 2 + [layered] * 100
+    assert Counter(formula_of(atoms) for atoms in best_parents(many)) == {"Cu": 17, "Au": 2, "AuCu": 17}
+    assert len(best_parents([copper] * 100)) == 50
+    assert best_parents([]) == []
 
 
 def test_select_starts_with_every_element(job_store):
@@ -90,15 +100,18 @@ def test_select_starts_with_every_element(job_store):
     assert len(chosen) == 3
 
 
-def relaxed(frames: list[Atoms], energies: list[float], statuses: list[str], origins: list[str]) -> RelaxDoc:
+def relaxed(
+    frames: list[Atoms], energies: list[float], statuses: list[str], origins: list[str], spread: float = 0.01
+) -> RelaxDoc:
     totals = np.array([energy * len(atoms) for energy, atoms in zip(energies, frames, strict=True)])
     columns = {
         "energy": totals,
         "enthalpy": totals,
-        "spread": np.full(len(frames), 0.01),
+        "spread": np.full(len(frames), spread),
         "status": statuses,
         "reason": ["too_close" if status == "unsafe" else "" for status in statuses],
         "origin": origins,
+        "lineage": ["rattle(parent)" if origin == "mutation" else "" for origin in origins],
         "phase_id": [""] * len(frames),
     }
     counts = RelaxCounts(statuses=dict(Counter(statuses)), reasons={}, seconds=0.0)
@@ -124,6 +137,28 @@ def test_select_counts_finds_ranks_and_keeps_what_is_unsafe_apart(job_store):
     assert selected.summary.statuses == {"converged": 6, "unsafe": 1}
     assert "too_close" not in selected.pool.columns
     assert Counter(selected.chosen.columns["reason"])["unsafe"] == 1
+
+
+def test_compositions_that_the_committee_cannot_place_count_as_near_the_hull(job_store):
+    doc = relaxed(alloys()[:2] + alloys()[3:], [0.0, 0.0, 0.3], ["converged"] * 3, ["random"] * 3, spread=0.2)
+    nothing = pool_of([], job_store, phase_id=[], times_found=[], generation_found=[])
+    heights = {}
+    for optimism in (0.0, 1.0, 2.0):
+        maker = SelectMaker("p", "f", SYSTEM, 1, SelectConfig(optimism=optimism))
+        heights[optimism] = output(maker.make(state(generation=1), [doc], nothing, 3), job_store).summary.hull_distances
+    assert heights == {
+        0.0: pytest.approx({"Cu": 0.0, "Au": 0.0, "AuCu": 0.3}),
+        1.0: pytest.approx({"Cu": 0.0, "Au": 0.0, "AuCu": 0.1}),
+        2.0: pytest.approx({"Cu": 0.0, "Au": 0.0, "AuCu": 0.0}),
+    }
+
+
+def test_candidates_keep_where_they_came_from(job_store):
+    doc = relaxed(alloys()[:3], [0.0, 0.0, -0.1], ["converged"] * 3, ["random", "prototype", "mutation"])
+    nothing = pool_of([], job_store, phase_id=[], times_found=[], generation_found=[])
+    job = SelectMaker("p", "f", SYSTEM, 1, SelectConfig()).make(state(generation=1), [doc], nothing, 3)
+    found = {formula_of(a): (a.info["origin"], a.info["lineage"]) for a in output(job, job_store).pool.to_atoms()}
+    assert found == {"Cu": ("random", ""), "Au": ("prototype", ""), "AuCu": ("mutation", "rattle(parent)")}
 
 
 @pytest.fixture

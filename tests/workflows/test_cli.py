@@ -72,6 +72,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"generate__compositions": ["Cu7Au6"], "generate__atoms": [1, 4]},
         "generate.compositions",
     ),
+    "distance of a foreign pair": (
+        {"generate__distances": {"Cu-Ag": 2.0}},
+        "generate.distances.Cu-Ag: expected a pair of Cu, Au",
+    ),
+    "distance of nothing": ({"generate__distances": {"Cu-Au": 0}}, "generate.distances.Cu-Au: input should be greater"),
+    "volume of a foreign element": ({"generate__volumes": {"Ag": 17.0}}, "generate.volumes.Ag: expected an element"),
     "unknown element": ({"system": "Cu-Ax"}, "system: expected element symbols joined by `-`, got 'Ax'; did you mean"),
     "negative pressure": (
         {"pressure_gpa": -5},

@@ -20,6 +20,7 @@ from makers.labelling import read_labels
 from makers.outcomes import GenerationDoc, PhaseDoc, PhaseSummary, ReportDoc
 from makers.phases import PhaseBuilder
 from workflows.results import generations, holds, query_phases, report
+from workflows.run import open_store
 from workflows.search import SearchMaker
 
 if TYPE_CHECKING:
@@ -57,6 +58,15 @@ def builds(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(PhaseBuilder, "get_items", get_items)
     return found
+
+
+def test_phases_tell_where_they_came_from(finished):
+    phases = query_phases(open_store(finished), "tiny")
+    origins = {p["origin"] for p in phases}
+    assert "prototype" in origins
+    assert origins <= {"random", "prototype", "mutation", ""}  # "" for labels whose candidate left the pool
+    for p in phases:
+        assert bool(p["lineage"]) == (p["origin"] in {"prototype", "mutation"}), p["phase_id"]
 
 
 def test_searches_of_one_store_do_not_mix(shared):

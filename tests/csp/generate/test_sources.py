@@ -139,9 +139,24 @@ def test_bad_seeds_are_named(tmp_path: Path, name: str, content: str | None, mes
         load_seeds([tmp_path / name])
 
 
-def test_an_empty_folder_and_a_foreign_seed_are_errors(tmp_path: Path):
+def test_an_empty_folder_and_a_seed_with_too_many_foreign_elements_are_errors(tmp_path: Path):
     with pytest.raises(DataError, match="holds none of"):
         load_seeds([tmp_path])
-    write(tmp_path / "a.cif", bulk("Cu"))
+    atoms = _rocksalt()
+    atoms.symbols[0] = "Cu"
+    write(tmp_path / "a.cif", atoms)
     with pytest.raises(DataError, match="contains Cu"):
         _generate(3, seeds=(str(tmp_path),))
+
+
+def test_foreign_ions_of_seeds_are_substituted(tmp_path: Path):
+    write(tmp_path / "salt.cif", bulk("NaCl", "rocksalt", a=5.64))
+    write(tmp_path / "lime.cif", bulk("CaO", "rocksalt", a=4.81))
+    made = _generate(3, seeds=(str(tmp_path),), volume_jitter=0.0)
+    found = {atoms.info["lineage"]: atoms for atoms in made.atoms}
+    assert set(found) == {"lime.cif(Mg for Ca)", "salt.cif(Mg for Cl, O for Na)", "salt.cif(O for Cl, Mg for Na)"}
+    knowledge = Knowledge.initial(SYSTEM, 0.0)
+    for atoms in found.values():
+        assert atoms.info["formula"] == "MgO"
+        assert atoms.get_volume() == pytest.approx(knowledge.volume({"Mg": 1, "O": 1}))
+        assert np.allclose(atoms.get_distance(0, 1, mic=True), 0.5 * (4 * atoms.get_volume()) ** (1 / 3))
