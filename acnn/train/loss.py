@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 WILD_FORCE = 4.0  # typical forces beyond which a force counts less
 WILD_ENERGY = 1.0  # eV/atom above the lowest structures, beyond which an energy counts less
-HUBER = 5.0  # typical misfits beyond which the loss grows linearly
+HUBER = 1.0  # typical misfits beyond which the loss grows linearly
 
 
 @dataclass(slots=True)

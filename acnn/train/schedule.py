@@ -26,5 +26,5 @@ def default_steps(n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
         Optimiser steps.
     """
     batches = max(1, round(n_atoms / settings.batch_atoms))
-    steps = min(int(400 * batches**0.6), 40000)
+    steps = min(int(800 * batches**0.6), 40000)
     return max(150, steps // 4) if warm else steps
