@@ -27,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 CLOSEST_PAIR = 0.3  # Å; atoms nearer than this are a broken file, not physics
 REFERENCE_ROUNDS = 12
-BLOCK_PART = 0.05  # of all labels: a larger family is divided
-BLOCK_SIZE = 4  # labels of one family that are never divided
 
 
 @dataclass(slots=True)
@@ -289,59 +287,3 @@ def energies_above_reference(labels: Sequence[Label]) -> np.ndarray:
     energies = np.array([label.energy for label in labels])
     excess: np.ndarray = (energies - counts @ references) / counts.sum(1)
     return excess
-
-
-def family_blocks(labels: Sequence[Label]) -> list[int]:
-    """Group labels that belong together: families, the dominant ones cut into runs of their own order.
-
-    The frames of a simulation share a family; undivided, most of a data set could be held out, or be hidden from a
-    committee member. Neighbouring frames are the most alike, so runs of them stay together.
-
-    Parameters
-    ----------
-    labels
-        The labels.
-
-    Returns
-    -------
-    list
-        A block number for each label, from zero, in the order of first appearance.
-    """
-    longest = max(BLOCK_SIZE, round(BLOCK_PART * len(labels)))
-    seen: Counter[str] = Counter()
-    numbers: dict[tuple[str, int], int] = {}
-    blocks = []
-    for label in labels:
-        key = (label.family, seen[label.family] // longest)
-        seen[label.family] += 1
-        blocks.append(numbers.setdefault(key, len(numbers)))
-    return blocks
-
-
-def split_families(labels: Sequence[Label], fraction: float, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Divide labels into a training and a held-out part, whole blocks of a family at a time.
-
-    Parameters
-    ----------
-    labels
-        The labels.
-    fraction
-        Part to hold out.
-    rng
-        Decides which blocks.
-
-    Returns
-    -------
-    tuple
-        Numbers of the training and of the held-out labels; fewer than eight labels are all learned.
-    """
-    wanted = round(fraction * len(labels))
-    if wanted == 0 or len(labels) < 8:
-        return list(range(len(labels))), []
-    blocks = np.array(family_blocks(labels))
-    held = np.zeros(len(labels), dtype=bool)
-    for block in rng.permutation(blocks.max() + 1):
-        chosen = blocks == block
-        if not held.any() or held.sum() + chosen.sum() <= wanted:
-            held |= chosen
-    return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()

@@ -17,13 +17,14 @@ from tqdm import tqdm
 from acnn.errors import ConfigError, ModelError, NumericalError
 from acnn.nn.potential import Potential
 from acnn.train.dataset import Dataset
-from acnn.train.labels import Label, LabelSet, check_elements, family_blocks, read_labels, split_families
+from acnn.train.labels import Label, LabelSet, check_elements, read_labels
 from acnn.train.loss import RobustLoss, Weights, doubted, energy_trust, random_mixture, residuals
 from acnn.train.metrics import calibration_factors, measure
 from acnn.train.optimizer import Soap
 from acnn.train.prepare import set_onsets, set_references, set_whitening
 from acnn.train.restart import RunState, fingerprint, load_state, save_state
 from acnn.train.schedule import default_steps
+from acnn.train.split import ownership, split_families
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +40,6 @@ WARM_UP = 0.03  # of the training, during which the learning rate rises
 WARM_UP_STEPS = 30.0  # at least
 EXPLODED = 1e6  # a loss that no training recovers from; it starts at about one
 MOST_REWINDS = 4
-OWNED = 0.8  # part of the labels, in blocks of related ones, that each committee member learns from
 SAVE_SECONDS = 30.0
 
 
@@ -101,8 +101,8 @@ def train(
     settings
         How to fit.
     seed
-        Decides initial weights, split and order; the same seed gives the same bits on the same machine as long as
-        ``max_time`` does not end or shape the training.
+        Decides initial weights, held-out part and order; the same seed gives the same bits on the same machine as
+        long as ``max_time`` does not end or shape the training.
     previous
         Potential to start from; it is not changed. All its labels should be among ``frames``, or it forgets them.
     elements
@@ -160,7 +160,8 @@ class _Run:
         self.start = fingerprint(potential, seed)
         rng = np.random.default_rng(seed)
         self.labels: list[Label] = found.labels
-        kept, held = split_families(self.labels, settings.validation_fraction, rng)
+        self.seen = _digests(potential.metadata.get("learned", ""))
+        kept, held = split_families(self.labels, settings.validation_fraction, rng, self.seen)
         self.kept, self.held = torch.tensor(kept), torch.tensor(held, dtype=torch.int64)
         # a potential that does not say what it learned is of before this was noted
         self.learned = set(potential.metadata.get("learned_elements", potential.elements)) if warm else set[str]()
@@ -170,10 +171,7 @@ class _Run:
         self.generator = torch.Generator().manual_seed(seed)
         order = self.kept[torch.randperm(len(self.kept), generator=self.generator)]
         set_whitening(potential, self.data, order, settings.batch_atoms, self.learned)
-        blocks = family_blocks(self.labels)
-        owners = rng.random((max(blocks) + 1, potential.n_members)) < OWNED
-        owners[owners.sum(1) == 0] = True
-        self.owned = torch.as_tensor(owners[blocks], dtype=potential.dtype)
+        self.owned = torch.as_tensor(ownership(self.labels, potential.n_members), dtype=potential.dtype)
         excess = self.data.energy / self.data.counts
         self.loss = RobustLoss(energy_trust(excess), float(potential.scale))
         self.doubted = doubted(self.labels, self.loss)
@@ -320,6 +318,7 @@ class _Run:
         for reason, count in sorted(self.doubted.items()):
             logger.info("%d of %d labels count less: %s", count, len(self.labels), reason)
         present = {chemical_symbols[z] for number in self.kept.tolist() for z in self.labels[number].atoms.numbers}
+        learned = self.seen | {self.labels[number].digest for number in self.kept.tolist()}
         summary = {
             "n_train": len(self.kept),
             "n_held_out": len(self.held),
@@ -333,6 +332,7 @@ class _Run:
             **potential.metadata,
             "label_fingerprint": label_fingerprint,
             "train_config": self.settings.model_dump(mode="json"),
+            "learned": "".join(f"{digest:016x}" for digest in sorted(learned)),
             "learned_elements": sorted(self.learned | present),
             "trainings": [*potential.metadata.get("trainings", []), summary],
         }
@@ -347,6 +347,11 @@ class _Run:
             errors=errors,
             seconds=state.seconds,
         )
+
+
+def _digests(text: str) -> set[int]:
+    """Read the digests of labels that a potential has learned, sixteen digits each."""
+    return {int(text[start : start + 16], 16) for start in range(0, len(text), 16)}
 
 
 def check_settings(settings: TrainConfig) -> None:

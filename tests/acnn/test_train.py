@@ -13,10 +13,11 @@ from acnn.errors import ConfigError, DataError, ModelError, NumericalError
 from acnn.evaluate import evaluate, predict
 from acnn.nn.potential import Potential
 from acnn.train import history_csv, train
-from acnn.train.labels import family_blocks, fit_references, read_labels, split_families
-from acnn.train.loop import _Run
+from acnn.train.labels import fit_references, read_labels
+from acnn.train.loop import _digests, _Run
 from acnn.train.loss import RobustLoss, Weights, doubted, random_mixture, residuals
 from acnn.train.metrics import calibration_factors
+from acnn.train.split import family_blocks, ownership, split_families
 
 SHAPE = {"n_radial": 6, "channels": 4, "mixed_channels": 4, "hidden": (16,), "l_max": 3, "members": 2}
 MODEL = ModelConfig(**SHAPE)
@@ -316,19 +317,61 @@ def test_families_are_never_divided(alloys):
 
 
 def test_a_dominant_family_is_divided_into_runs(alloys):
-    frames = [alloys[0].copy() for _ in range(200)]
-    for number, frame in enumerate(frames):
-        frame.info["family"] = "md" if number < 180 else f"small-{number // 4}"
-        frame.calc = alloys[0].calc
-    labels = read_labels(frames, QUICK).labels
-    blocks = np.array(family_blocks(labels))
-    assert np.bincount(blocks).tolist() == [10] * 18 + [4] * 5
-    assert (np.diff(blocks) >= 0).all()
+    labels = read_labels(_simulation(alloys[0], 200), QUICK).labels
+    _, blocks = np.unique(family_blocks(labels), return_inverse=True)
+    assert np.bincount(blocks).tolist() == [4] * 50
     for seed in range(20):
         held = split_families(labels, 0.1, np.random.default_rng(seed))[1]
-        assert 10 <= len(held) <= 20
+        assert len(held) == 20
         for block in np.unique(blocks[held]):
             assert set(np.flatnonzero(blocks == block)) <= set(held)
+
+
+def test_a_warm_start_never_holds_out_most_of_what_is_new(alloys):
+    labels = read_labels(_simulation(alloys[0], 60), QUICK).labels
+    for number, label in enumerate(labels):
+        label.energy += number  # digests of their own
+    for n_new in range(1, 9):
+        learned = {label.digest for label in labels[:-n_new]}
+        for seed in range(10):
+            held = split_families(labels, 0.1, np.random.default_rng(seed), learned)[1]
+            assert len(held) <= 0.2 * n_new + 0.5
+
+
+def test_what_a_member_did_not_learn_it_does_not_learn_later(alloys):
+    few, many = (read_labels(_simulation(alloys[0], n), QUICK).labels for n in (100, 300))
+    before, after = ownership(few, 4), ownership(many, 4)
+    assert (before == after[:100]).all()
+    assert after.any(1).all()
+    assert 0.7 < after.mean() < 0.9
+    assert len({tuple(member) for member in after.T}) == 4
+    assert ownership(few[:4], 4).any(0).all()
+
+
+def test_only_what_is_new_is_held_out(alloys, other_alloys):
+    first = train(alloys, model=MODEL, settings=QUICK, seed=0).potential
+    seen = {label.digest for label in read_labels(alloys, QUICK).labels}
+    learned = _digests(first.metadata["learned"])
+    assert len(learned) == 40 - 4
+    assert learned < seen
+    labels = read_labels([*alloys, *other_alloys], QUICK).labels
+    for seed in range(5):
+        kept, held = split_families(labels, 0.1, np.random.default_rng(seed), learned)
+        assert held
+        assert not {labels[n].digest for n in held} & learned
+        assert sorted(kept + held) == list(range(len(labels)))
+    again = train(alloys, model=MODEL, settings=QUICK, seed=0, previous=first)
+    assert again.n_held_out <= 1
+    assert again.potential.calibration.tolist() == first.calibration.tolist()
+
+
+def _simulation(atoms: Atoms, n: int) -> list[Atoms]:
+    """Make labels of which nine in ten share a family."""
+    frames = [atoms.copy() for _ in range(n)]
+    for number, frame in enumerate(frames):
+        frame.info["family"] = "md" if number % 40 < 36 else f"small-{number // 4}"
+        frame.calc = atoms.calc
+    return frames
 
 
 def test_spreads_are_calibrated_on_what_was_held_out(alloys):
