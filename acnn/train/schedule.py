@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     from acnn.config import TrainConfig
 
 
+WARM_PART = 0.29
+"""Steps of a warm start, in units of those from scratch."""
+
+
 def default_steps(n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
     """Choose the number of steps from the size of the data.
 
@@ -27,4 +31,4 @@ def default_steps(n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
     """
     batches = max(1, round(n_atoms / settings.batch_atoms))
     steps = min(int(800 * batches**0.6), 40000)
-    return max(150, steps // 4) if warm else steps
+    return max(150, round(WARM_PART * steps)) if warm else steps
