@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 GROUP = 0.02  # of the labels: fewer are outliers, not a group
+FEWEST = 8  # labels of a group: of a search's first labels some are of an ill-fitted element
 WIDEST = 6.0  # standard deviations of the wider group between two groups of one kind
 LEAST = 1.0  # eV/atom between two groups that are worth a word
 
@@ -22,7 +23,7 @@ def two_groups(excess: np.ndarray) -> tuple[int, int, float] | None:
     tuple
         Labels in the lower and in the upper group, and the energy between the groups, eV/atom; None if there are none.
     """
-    ordered, fewest = np.sort(excess), max(2, round(GROUP * len(excess)))
+    ordered, fewest = np.sort(excess), max(FEWEST, round(GROUP * len(excess)))
     if len(ordered) < 2 * fewest:
         return None
     gaps = np.diff(ordered)[fewest - 1 : len(ordered) - fewest]
