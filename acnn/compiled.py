@@ -18,6 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from acnn.arguments import argument
 from acnn.cuda import build_cuda
 
 if TYPE_CHECKING:
@@ -101,39 +102,7 @@ class _CLibrary:
 
     def run(self, name: str, n: int, *arguments: torch.Tensor | float) -> None:
         """Call a function; see :class:`Library`."""
-        getattr(self._library, name)(ctypes.c_int64(n), *map(_argument, arguments))
-
-
-def _argument(value: torch.Tensor | float) -> ctypes.c_int64 | ctypes.c_double | ctypes.c_void_p:
-    """Give a value as C takes it."""
-    if isinstance(value, int):
-        return ctypes.c_int64(value)
-    if isinstance(value, float):
-        return ctypes.c_double(value)
-    return ctypes.c_void_p(pointer(value))
-
-
-def pointer(tensor: torch.Tensor) -> int:
-    """Give the address of a tensor's data.
-
-    Parameters
-    ----------
-    tensor
-        Must live as long as the address is used.
-
-    Returns
-    -------
-    int
-        The address.
-
-    Raises
-    ------
-    ValueError
-        If the tensor is not contiguous.
-    """
-    if not tensor.is_contiguous():
-        raise ValueError("expected a contiguous tensor")
-    return tensor.data_ptr()
+        getattr(self._library, name)(*(kind(value) for value, kind in map(argument, (n, *arguments))))
 
 
 def _compiled(compiler: str, texts: dict[str, str], defines: tuple[str, ...]) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import re
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+
+from acnn.arguments import argument
 
 try:
     from cuda.bindings import driver, nvrtc
@@ -79,7 +80,7 @@ class CudaLibrary:
         """
         if n == 0:
             return
-        values, kinds = zip(*map(_argument, (n, *arguments)), strict=True)
+        values, kinds = zip(*map(argument, (n, *arguments)), strict=True)
         grid = (min(MOST_BLOCKS, -(-n // items)), 1, 1, threads, 1, 1)
         with torch.cuda.device(self._device):
             function = self._function(name)
@@ -200,17 +201,6 @@ def _flat(name: str, texts: dict[str, str]) -> str:
     """Put the files that a source includes in their places; those of C's library are not there on a GPU."""
     text = re.sub(r"^#include <.*>$", "", texts[name], flags=re.MULTILINE)
     return re.sub(r'^#include "(.*)"$', lambda found: _flat(found[1], texts), text, flags=re.MULTILINE)
-
-
-def _argument(value: torch.Tensor | float) -> tuple[float, Any]:
-    """Give a value and its kind as the driver takes them."""
-    if isinstance(value, int):
-        return value, ctypes.c_int64
-    if isinstance(value, float):
-        return value, ctypes.c_double
-    if not value.is_contiguous():
-        raise ValueError("expected a contiguous tensor")
-    return value.data_ptr(), ctypes.c_void_p
 
 
 def _check(result: tuple[Any, T]) -> T:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from acnn.compiled import load_library, pointer
+from acnn.arguments import pointer
+from acnn.compiled import load_library
 from acnn.cuda import WARP, CudaLibrary
 from acnn.nn.native import Structures, packed
 

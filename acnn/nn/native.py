@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from acnn.compiled import load_library, pointer
+from acnn.arguments import pointer
+from acnn.compiled import load_library
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
