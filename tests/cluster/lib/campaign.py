@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import signal
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -33,6 +35,7 @@ PATIENCE = 240.0  # s, for a whole search on a busy machine
 DONE = {"COMPLETED"}
 CALCULATIONS = "calculations.txt"
 CATEGORIES = ("light", "ml", "dft")
+ROUNDING = {"rel_tol": 1e-6, "abs_tol": 1e-8}
 
 SEARCH: dict[str, Any] = {
     "system": "Cu-Au",
@@ -107,6 +110,30 @@ def answer(store: JobStore, project: str) -> dict[str, Any]:
             for p in query_phases(store, project)
         ],
     }
+
+
+def differences(found: Any, expected: Any, path: str = "answer") -> list[str]:  # noqa: ANN401 - any part of an answer
+    """Compare two answers, numbers to ROUNDING: crystals relaxed in other company after a kill differ in last digits.
+
+    Parameters
+    ----------
+    found, expected
+        The same part of both.
+    path
+        Where it is.
+
+    Returns
+    -------
+    list[str]
+        What differs.
+    """
+    if isinstance(expected, Mapping) and isinstance(found, Mapping) and found.keys() == expected.keys():
+        return [line for key in expected for line in differences(found[key], expected[key], f"{path}.{key}")]
+    if isinstance(expected, list | tuple) and isinstance(found, list | tuple) and len(found) == len(expected):
+        pairs = enumerate(zip(found, expected, strict=True))
+        return [line for k, (one, other) in pairs for line in differences(one, other, f"{path}[{k}]")]
+    close = isinstance(expected, float) and isinstance(found, float) and math.isclose(found, expected, **ROUNDING)
+    return [] if close or found == expected else [f"{path}: {found!r}, expected {expected!r}"]
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class LoggedEMT(EMT):
     ) -> None:
         """Be EMT, with trouble."""
         with Path(os.environ["CALCULATIONS"]).open("a") as file:
-            file.write(f"{atoms.get_chemical_formula()} {atoms.get_volume():.6f}\n")
+            file.write(f"{atoms.get_chemical_formula()} {atoms.get_volume():.3f}\n")
         if len(atoms) > 1 and set(atoms.symbols) == {self.crash}:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             os.abort()
