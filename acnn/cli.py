@@ -161,7 +161,6 @@ def _relax(args: argparse.Namespace) -> None:
             checkpoint.load(args.model).to(choose_device(settings.device)),
             settings,
             pressure_gpa=args.pressure,
-            workers=settings.workers,
             folder=args.work_dir,
             progress=bar.update,
         )

@@ -201,7 +201,7 @@ def run(potential: Potential, crystals: Crystals, workers: int) -> tuple[dict[st
     statuses, calls = Counter[str](), 0
     with Utilisation() as used:
         start = time.perf_counter()
-        results = relax(crystals.frames(), potential, RelaxConfig(), pressure_gpa=PRESSURE_GPA, workers=workers)
+        results = relax(crystals.frames(), potential, RelaxConfig(workers=workers), pressure_gpa=PRESSURE_GPA)
         for place, result in enumerate(results):
             assert result.index == place
             statuses[result.status.value + (f": {result.reason}" if result.reason else "")] += 1

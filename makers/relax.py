@@ -78,7 +78,6 @@ class RelaxMaker(StageMaker):
                 settings,
                 pressure_gpa=self.pressure_gpa,
                 min_distance=distances,
-                workers=settings.workers,
                 folder=folder,
             )
             return list(tqdm(found, total=len(frames), desc=self.name, unit="crystal", disable=None, leave=False))

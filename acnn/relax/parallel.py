@@ -66,7 +66,7 @@ class Tray:
 
 
 def relax_parallel(
-    jobs: Iterator[Job], potential: PotentialLike, settings: RelaxConfig, table: np.ndarray, workers: int
+    jobs: Iterator[Job], potential: PotentialLike, settings: RelaxConfig, table: np.ndarray
 ) -> Iterator[Relaxed]:
     """Relax with several processes.
 
@@ -77,11 +77,9 @@ def relax_parallel(
     potential
         Must survive pickling.
     settings
-        Convergence, steps and guards.
+        Convergence, steps, guards, and the number of processes; with several GPUs each takes one in turn.
     table
         Minimum distances by atomic number, shape (119, 119), Å.
-    workers
-        Number of processes; with several GPUs each process takes one in turn.
 
     Yields
     ------
@@ -94,6 +92,7 @@ def relax_parallel(
         If a process dies.
     """
     context = multiprocessing.get_context("spawn")
+    workers = settings.workers
     tray = Tray(context, workers)
     devices = _devices(torch.device(potential.device), workers)
     if devices[0].type == "cuda":

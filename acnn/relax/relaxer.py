@@ -42,7 +42,6 @@ def relax(
     *,
     pressure_gpa: float | Sequence[float] | np.ndarray,
     min_distance: Mapping[tuple[str, str], float] | np.ndarray | None = None,
-    workers: int = 1,
     folder: Path | None = None,
 ) -> Iterator[Relaxed]:
     """Minimise the enthalpy of many crystals, positions and full cell together.
@@ -56,14 +55,12 @@ def relax(
     potential
         Gives energies, forces and stresses of a batch.
     settings
-        Convergence, steps and guards.
+        Convergence, steps, guards, and processes that share the work.
     pressure_gpa
         Target pressure, or one for each structure, GPa.
     min_distance
         Minimum distances by pair of symbols, Å, or an array by atomic number; where none is given, 0.8 times the
         sum of the covalent radii. A pair closer than `bonds_scale` times this is unsafe.
-    workers
-        Processes to share the work among; 1 stays in this process.
     folder
         Where finished structures are kept. Asked again with the same folder, input and settings, a relaxation
         that was killed relaxes only the structures that are missing.
@@ -76,12 +73,12 @@ def relax(
     table = distance_table(min_distance)
     jobs = read_jobs(frames, pressure_gpa, getattr(potential, "elements", None))
     if folder is None:
-        yield from in_order(_logged(_run(jobs, potential, settings, table, workers)))
+        yield from in_order(_logged(_run(jobs, potential, settings, table)))
         return
     journal = Journal(folder, _request(potential, settings, table))
     if len(journal):
         logger.info("%s: %d structures are done already", folder, len(journal))
-    yield from in_order(_logged(_resumed(journal, jobs, lambda todo: _run(todo, potential, settings, table, workers))))
+    yield from in_order(_logged(_resumed(journal, jobs, lambda todo: _run(todo, potential, settings, table))))
 
 
 def in_order(results: Iterable[Relaxed]) -> Iterator[Relaxed]:
@@ -106,15 +103,11 @@ def in_order(results: Iterable[Relaxed]) -> Iterator[Relaxed]:
             expected += 1
 
 
-def _run(
-    jobs: Iterator[Job], potential: PotentialLike, settings: RelaxConfig, table: np.ndarray, workers: int
-) -> Iterator[Relaxed]:
+def _run(jobs: Iterator[Job], potential: PotentialLike, settings: RelaxConfig, table: np.ndarray) -> Iterator[Relaxed]:
     """Relax in this process or in several."""
-    if workers < 1:
-        raise ConfigError(f"workers: expected at least 1, got {workers}")
-    if workers == 1:
+    if settings.workers == 1:
         return Engine(potential, settings, table).run(jobs)
-    return relax_parallel(jobs, potential, settings, table, workers)
+    return relax_parallel(jobs, potential, settings, table)
 
 
 def _resumed(

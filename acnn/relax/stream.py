@@ -116,7 +116,6 @@ def relax_file(
     settings: RelaxConfig,
     *,
     pressure_gpa: float,
-    workers: int = 1,
     folder: Path | None = None,
     progress: Callable[[], object] | None = None,
 ) -> Counter[str]:
@@ -131,11 +130,9 @@ def relax_file(
     potential
         Gives energies, forces and stresses.
     settings
-        Convergence, steps and guards.
+        Convergence, steps, guards, and processes that share the work.
     pressure_gpa
         Target pressure, GPa.
-    workers
-        Processes to share the work among.
     folder
         Where finished structures are kept, so that a killed run continues.
     progress
@@ -160,7 +157,7 @@ def relax_file(
     try:
         with partial.open("w") as file:
             frames = read_stream(source)
-            for result in relax(frames, potential, settings, pressure_gpa=pressure_gpa, workers=workers, folder=folder):
+            for result in relax(frames, potential, settings, pressure_gpa=pressure_gpa, folder=folder):
                 write(file, annotated(result, pressure_gpa), format="extxyz")
                 counts[result.status.value + (f": {result.reason}" if result.reason else "")] += 1
                 if progress is not None:

@@ -229,5 +229,3 @@ def test_bad_input_is_refused_by_number():
         list(relax(iter([good, good]), Morse(), RelaxConfig(), pressure_gpa=[0.0]))
     with pytest.raises(ConfigError, match="finite"):
         list(relax([good], Morse(), RelaxConfig(), pressure_gpa=np.nan))
-    with pytest.raises(ConfigError, match="workers"):
-        list(relax([good], Morse(), RelaxConfig(), pressure_gpa=0.0, workers=0))

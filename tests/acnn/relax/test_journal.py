@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 SETTINGS = RelaxConfig(batch_atoms=16)
+SHARED = RelaxConfig(batch_atoms=16, workers=2)
 
 
 def test_a_killed_relaxation_continues(tmp_path: Path):
@@ -118,7 +119,7 @@ def test_what_is_done_is_not_held(tmp_path: Path):
 def test_two_processes_give_what_one_gives():
     frames = random_crystals(8, 40, (2, 4))
     one = list(relax(frames, Morse(), SETTINGS, pressure_gpa=0.0))
-    two = list(relax(frames, Morse(), SETTINGS, pressure_gpa=0.0, workers=2))
+    two = list(relax(frames, Morse(), SHARED, pressure_gpa=0.0))
     assert [r.index for r in two] == list(range(40))
     for a, b in zip(one, two, strict=True):
         assert b.n_steps == a.n_steps
@@ -136,7 +137,7 @@ class Fatal(Morse):
 def test_a_process_that_dies_is_noticed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parallel, "PATIENCE", 0.1)
     with pytest.raises(NumericalError, match="exit code 3"):
-        list(relax(random_crystals(8, 3, (2, 4)), Fatal(), SETTINGS, pressure_gpa=0.0, workers=2))
+        list(relax(random_crystals(8, 3, (2, 4)), Fatal(), SHARED, pressure_gpa=0.0))
 
 
 def test_an_error_in_a_process_reaches_the_caller():
@@ -145,4 +146,4 @@ def test_an_error_in_a_process_reaches_the_caller():
         raise DataError("no structure")
 
     with pytest.raises(DataError, match="no structure"):
-        list(relax_parallel(jobs(), Morse(), SETTINGS, distance_table(None), 1))
+        list(relax_parallel(jobs(), Morse(), SETTINGS, distance_table(None)))

@@ -29,7 +29,7 @@ from acnn.relax import relax
 
 if __name__ == "__main__":
     frames = cycle(random_crystals(8, 20, (6, 8)))
-    results = relax(frames, Morse(), RelaxConfig(batch_atoms=16), pressure_gpa=0.0, workers=2)
+    results = relax(frames, Morse(), RelaxConfig(batch_atoms=16, workers=2), pressure_gpa=0.0)
     next(results)
     print(*[child.pid for child in active_children()], flush=True)
 """
@@ -87,4 +87,4 @@ def test_an_error_that_cannot_be_told_is_an_error(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(parallel, "PATIENCE", 0.5)
     frames = random_crystals(8, 3, (2, 2))
     with pytest.raises(NumericalError, match="exit code 0"):
-        list(relax(frames, Speechless(), RelaxConfig(), pressure_gpa=0.0, workers=2))
+        list(relax(frames, Speechless(), RelaxConfig(workers=2), pressure_gpa=0.0))
