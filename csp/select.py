@@ -169,13 +169,13 @@ class _Chooser:
         return sorted((int(i) for i in indices), key=lambda i: (float(key[i]), int(self.rank[i])))
 
     def _stable(self) -> Iterator[int]:
-        """Take the lowest optimistic heights; each pick of a formula makes its next one wait by a typical spread."""
+        """Take the lowest optimistic heights; each pick of a formula makes its next one wait by a typical benefit."""
         inside = self.inside & self.free
         if not inside.any():
             return
         spread = np.where(self.inside, self.all.spread, 0.0)
         heights = np.where(self.inside, self.all.e_above_hull, np.inf) - self.settings.optimism * spread
-        wait = float(np.median(spread[inside]))
+        wait = max(1.0, self.settings.optimism) * float(np.median(spread[inside]))
         stacks: dict[str, list[int]] = defaultdict(list)
         for i in self._ranked(np.flatnonzero(inside), heights):
             stacks[self.all.formulas[i]].append(i)

@@ -103,7 +103,9 @@ def test_the_stable_are_the_lowest_by_optimistic_height_within_each_formula(seed
         assert all(heights[i] >= heights[mine[-1]] for i in others)
 
 
-def only_stable(heights: list[float], spreads: list[float], formulas: list[str], n: int) -> list[int]:
+def only_stable(
+    heights: list[float], spreads: list[float], formulas: list[str], n: int, optimism: float = SETTINGS.optimism
+) -> list[int]:
     """Choose by the reason stable alone among distorted rock-salt-like crystals of given formulas."""
     rng = np.random.default_rng(0)
     frames = []
@@ -119,7 +121,7 @@ def only_stable(heights: list[float], spreads: list[float], formulas: list[str],
         [()] * len(frames),
         np.zeros(len(frames), dtype=bool),
     )
-    settings = SETTINGS.model_copy(update={"uncertain": 0.0, "unsafe": 0.0, "diverse": 0.0})
+    settings = SETTINGS.model_copy(update={"uncertain": 0.0, "unsafe": 0.0, "diverse": 0.0, "optimism": optimism})
     return [c.index for c in choose(candidates, settings, np.random.default_rng(0), n=n)]
 
 
@@ -132,6 +134,11 @@ def test_a_phase_that_the_model_cannot_place_is_looked_at() -> None:
 def test_formulas_take_turns_when_their_heights_are_alike() -> None:
     heights, spreads = [0.0, 0.01, 0.02, 0.05, 0.06, 0.07], [0.1] * 6
     assert only_stable(heights, spreads, ["Mg2"] * 3 + ["Mg2Si"] * 3, 4) == [0, 3, 1, 4]
+
+
+def test_formulas_take_turns_however_great_the_optimism() -> None:
+    heights, spreads = [0.0, 0.01, 0.02, 0.15, 0.16, 0.17], [0.1] * 6
+    assert only_stable(heights, spreads, ["Mg2"] * 3 + ["Mg2Si"] * 3, 4, optimism=3.0) == [0, 3, 1, 4]
 
 
 def test_equivalent_formula_units_are_one_composition() -> None:
