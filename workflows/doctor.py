@@ -269,11 +269,15 @@ def _queue_scripts() -> Iterator[Finding]:
     files = sorted(fireworks_setup().folder.glob("*_qadapter.yaml"))
     if not files:
         yield warn("no *_qadapter.yaml beside FW_config.yaml", "`hullseeker init --scheduler ...` writes them")
+    faulty: dict[tuple[str, str], list[str]] = {}
     for file in files:
-        yield from safely(partial(_queue_script, file), str(file))
+        yield from safely(partial(_queue_script, file, faulty), str(file))
+    for (text, remedy), names in faulty.items():
+        yield bad(f"{', '.join(names)}: {text}", remedy)
 
 
-def _queue_script(file: Path) -> Iterator[Finding]:
+def _queue_script(file: Path, faulty: dict[tuple[str, str], list[str]]) -> Iterator[Finding]:
+    """Look at one file; what is wrong is added to ``faulty``, so that what is wrong with all is said once."""
     from workflows.launch import read_adapter
 
     adapter, commands = read_adapter(file)
@@ -286,8 +290,8 @@ def _queue_script(file: Path) -> Iterator[Finding]:
         faults.append(("names no queue", "FireWorks counts your jobs by it: name one"))
     if adapter.get("logdir") and not _writable(Path(adapter["logdir"])):
         faults.append((f"logdir {adapter['logdir']} cannot be written", f"mkdir -p {adapter['logdir']}"))
-    for text, remedy in faults:
-        yield bad(f"{file.name}: {text}", remedy)
+    for fault in faults:
+        faulty.setdefault(fault, []).append(file.name)
     if not faults:
         yield good(f"{file.name}: submits by {commands['submit_cmd']}")
 
