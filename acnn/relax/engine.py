@@ -200,7 +200,9 @@ class Engine:
         if n_atoms <= self.together or len(rows) == 1:
             try:
                 return self._evaluate_once(rows)
-            except (torch.OutOfMemoryError, MemoryError) as error:
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
                 if len(rows) == 1:
                     raise NumericalError(f"out of memory with one structure of {n_atoms} atoms in flight") from error
                 self.together = n_atoms // 2
@@ -292,6 +294,11 @@ class Engine:
             )
         self.pool.leave(rows)
         return results
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Tell whether memory was refused; PyTorch has an error of its own for a GPU's memory only."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _status(reason: FailureReason | None) -> RelaxStatus:

@@ -205,6 +205,7 @@ def read_jobs(
     if pressures.ndim and isinstance(frames, Sized) and len(frames) != len(pressures):
         raise ConfigError(f"pressure_gpa: expected one for each of {len(frames)} structures, got {len(pressures)}")
     known = np.isin(chemical_symbols, elements or chemical_symbols)
+    warned = False
     for index, atoms in enumerate(frames):
         if pressures.ndim and index >= len(pressures):
             raise ConfigError(f"pressure_gpa: expected one for each structure, got {len(pressures)}")
@@ -212,6 +213,9 @@ def read_jobs(
             raise DataError(f"structure {index}: expected atoms in a periodic cell with a volume, got {atoms}")
         if not known[atoms.numbers].all():
             raise DataError(f"structure {index}: the potential knows {', '.join(elements or ())}, got {atoms.symbols}")
+        if atoms.constraints and not warned:
+            logger.warning("structure %d: constraints are not kept, all atoms and the cell are relaxed", index)
+            warned = True
         yield Job(index, atoms, float(pressures[index] if pressures.ndim else pressures))
 
 

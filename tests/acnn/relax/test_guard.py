@@ -9,6 +9,7 @@ import pytest
 import torch
 from analytic import Morse, Output, random_crystals
 from ase import Atoms
+from ase.constraints import FixAtoms
 from ase.neighborlist import neighbor_list
 
 from acnn.batch import Batch
@@ -21,6 +22,8 @@ from acnn.relax.engine import affordable
 from acnn.relax.guard import distance_table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from acnn.neighbors import Neighbors
 
 
@@ -166,14 +169,23 @@ def test_a_structure_out_of_steps_says_so():
     assert result.last_safe is None
 
 
-def test_running_out_of_memory_halves_the_batch():
+def ask_for_too_much() -> None:
+    torch.empty(10**15)
+
+
+def refuse_on_a_gpu() -> NoReturn:
+    raise torch.OutOfMemoryError
+
+
+@pytest.mark.parametrize("fail", [ask_for_too_much, refuse_on_a_gpu])
+def test_running_out_of_memory_halves_the_batch(fail: Callable[[], None]):
     refused: list[int] = []
 
     class Small(Morse):
         def compute(self, batch: Batch, neighbors: Neighbors | None = None) -> Output:
             if len(batch.numbers) > 20:
                 refused.append(len(batch.numbers))
-                raise torch.OutOfMemoryError
+                fail()
             return super().compute(batch, neighbors)
 
     frames = random_crystals(5, 6)
@@ -215,6 +227,16 @@ def test_distances_can_be_given_by_pair_or_by_number():
         distance_table({("Xx", "Al"): 2.0})
     with pytest.raises(ConfigError, match="square"):
         distance_table(np.zeros((3, 2)))
+
+
+def test_constraints_that_are_not_kept_are_mentioned_once(caplog: pytest.LogCaptureFixture):
+    frames = random_crystals(0, 3)
+    for atoms in frames[1:]:
+        atoms.set_constraint(FixAtoms([0]))
+    assert len(list(relax(frames, Morse(), RelaxConfig(), pressure_gpa=0.0))) == 3
+    assert [r.message for r in caplog.records if "constraints" in r.message] == [
+        "structure 1: constraints are not kept, all atoms and the cell are relaxed"
+    ]
 
 
 def test_bad_input_is_refused_by_number():
