@@ -11,18 +11,22 @@ from ase.build import bulk, make_supercell
 from jobflow import run_locally
 from monty.json import MontyDecoder
 
+from acnn import checkpoint
+from acnn.config import ModelConfig, RelaxConfig
+from acnn.nn.potential import Potential
 from csp.advance import SearchState
 from csp.config import AdvanceConfig, GenerateConfig, SelectConfig
 from csp.generate import generate
 from csp.hull import formula_of
 from csp.knowledge import Knowledge
 from makers.advance import final_phases, hull_members, labelled_hull
-from makers.blobs import StructureBatch
+from makers.blobs import ModelBlob, StructureBatch
 from makers.config import AseLabelConfig
 from makers.documents import LabelKind, LabelSummary, RelaxCounts, RelaxDoc
 from makers.generate import GenerateMaker, best_parents
 from makers.label import LabelMaker
 from makers.labelling import read_labels
+from makers.relax import RelaxMaker
 from makers.report import ReportMaker
 from makers.select import SelectMaker
 from makers.stage import Handle, Stage, seed_sequence
@@ -98,6 +102,27 @@ def test_select_starts_with_every_element(job_store):
     assert set(chosen.columns["reason"]) == {"initial"}
     assert {"Cu", "Au"} <= {str(atoms.symbols) for atoms in chosen.to_atoms()}
     assert len(chosen) == 3
+
+
+def test_relax_shares_a_chunk_among_processes(job_store):
+    model = ModelBlob(checkpoint.dumps(Potential(ModelConfig(n_radial=4, channels=2, members=2), SYSTEM)))
+    job_store.update({"uuid": "trained", "index": 1, "output": {"model": model.as_dict()}}, save={"data": "model"})
+    made = generate(
+        GenerateConfig(atoms=(1, 4)), state().knowledge, elements=SYSTEM, n=12, seed=seed_sequence(0, 1, Stage.GENERATE)
+    )
+    batch = StructureBatch.from_atoms(made.atoms, {"origin": ["random"] * 12, "lineage": [""] * 12})
+    one, two = (
+        output(
+            RelaxMaker(0.0, RelaxConfig(max_steps=20, workers=n, device="cpu")).make(
+                batch, Handle("trained", "model"), state()
+            ),
+            job_store,
+        )
+        for n in (1, 2)
+    )
+    assert one.counts.statuses == two.counts.statuses
+    assert two.relaxed.columns["enthalpy"] == pytest.approx(one.relaxed.columns["enthalpy"], abs=1e-4, nan_ok=True)
+    assert list(two.relaxed.columns["origin"]) == ["random"] * 12
 
 
 def relaxed(
