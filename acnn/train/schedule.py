@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from acnn.config import TrainConfig
 
 
-WARM_PART = 0.32
+WARM_PART = 0.29
 """Steps of a warm start, in units of those from scratch."""
 
 
