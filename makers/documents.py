@@ -80,7 +80,7 @@ class GenerateCounts(Document):
 
     asked: NonNegativeInt
     made: NonNegativeInt
-    refused: dict[str, NonNegativeInt] = Field(description="Attempts given up, by reason.")
+    refused: dict[str, NonNegativeInt] = Field(description="Crystals asked for and not made, by reason.")
     attempts: dict[str, NonNegativeInt] = Field(description="Crystals made per reduced formula.")
     seconds: NonNegativeFloat
     started: str = Field(description="When the job began, ISO 8601, UTC.")

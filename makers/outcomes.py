@@ -31,7 +31,9 @@ class GenerationDoc(Document):
     project: str
     generation: NonNegativeInt
     made: NonNegativeInt = Field(description="Trial crystals made.")
-    refused: dict[str, NonNegativeInt] = Field(description="Attempts given up by the generator, by reason.")
+    refused: dict[str, NonNegativeInt] = Field(
+        description="Crystals asked for and not made, by reason; each may stand for many attempts."
+    )
     statuses: dict[str, NonNegativeInt] = Field(description="Relaxations by status.")
     flags: dict[str, NonNegativeInt] = Field(description="Unsafe and suspicious structures by flag.")
     chosen: dict[str, NonNegativeInt] = Field(description="Structures sent to first principles, by reason.")
