@@ -1,96 +1,15 @@
-"""The state of a search from one generation to the next, what it learns about itself, and when it stops."""
+"""When a search stops: it knows its answer, or its budget is spent, and it always says why."""
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt
+from pydantic import Field
 
-from csp.config import AdvanceConfig, SelectConfig
+from csp.config import AdvanceConfig
 from csp.errors import DataError
-from csp.feedback import next_bonds_scale, next_n_structures
 from csp.hull import NearHull
-from csp.knowledge import Knowledge
-
-
-class _Record(BaseModel):
-    """Base of what is stored: immutable, unknown keys and infinities are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Outcome(_Record):
-    """What one generation came to: everything that the next state is made of."""
-
-    attempts: dict[str, NonNegativeInt] = Field(description="Crystals tried per reduced formula, this generation.")
-    times_found: dict[str, NonNegativeInt] = Field(
-        description="How often each phase near the hull was found by independent trials in all generations so far."
-    )
-    aliases: dict[str, str] = Field(
-        default_factory=dict, description="Phases that turned out to be another one: former name, name."
-    )
-    hull_distances: dict[str, float] = Field(
-        description="Least possible distance from the model's hull by formula, eV/atom."
-    )
-    hull: tuple[str, ...] = Field(description="Phases on the hull of the labels.")
-    near_hull: dict[str, float] = Field(description="Phases near the hull of the labels, and their distance, eV/atom.")
-    best_enthalpies: dict[str, float] = Field(description="Lowest labelled enthalpy by reduced formula, eV/atom.")
-    n_relaxed: NonNegativeInt = Field(description="Relaxations of this generation.")
-    n_unsafe: NonNegativeInt = Field(description="Unsafe ones among them.")
-    n_asked: NonNegativeInt = Field(
-        description="Structures sent to first principles in this generation, failed ones too."
-    )
-    n_labels: NonNegativeInt = Field(description="Labels that came back usable in this generation.")
-    walk_forward_mev: float | None = Field(
-        description="Error of the model on the new labels near the hull before it saw them, meV/atom; None where there "
-        "was no model or nothing to label."
-    )
-    started: str | None = Field(None, description="When the first job of the search began, ISO 8601, UTC.")
-    hours: NonNegativeFloat = Field(description="Wall time since then, hours.")
-
-
-class GenerationRecord(_Record):
-    """One line of the history of a search."""
-
-    generation: NonNegativeInt
-    n_structures: NonNegativeInt = Field(description="Trial crystals.")
-    bonds_scale: float = Field(description="Scale of the minimum distances below which a pair was unsafe.")
-    unsafe_fraction: float = Field(ge=0, le=1, description="Share of unsafe relaxations.")
-    walk_forward_mev: float | None = Field(
-        description="Error on new labels near the hull, meV/atom; None if not known."
-    )
-    n_asked: NonNegativeInt = Field(description="Structures sent to first principles.")
-    n_labels: NonNegativeInt = Field(description="Usable labels so far, all generations.")
-    hull: tuple[str, ...] = Field(description="Phases on the hull of the labels.")
-    near_hull: dict[str, float] = Field(description="Phases near the hull of the labels, eV/atom above it.")
-    best_enthalpies: dict[str, float] = Field(description="Lowest labelled enthalpy by reduced formula, eV/atom.")
-    hours: NonNegativeFloat = Field(description="Wall time since the search began, hours.")
-
-
-class SearchState(_Record):
-    """Everything that the next generation needs, and that a person would read."""
-
-    generation: NonNegativeInt = Field(0, description="Generation that starts from this state.")
-    knowledge: Knowledge = Field(description="Distances and volumes, as far as labels have shown them.")
-    bonds_scale: float = Field(gt=0, le=1, description="A pair closer than this times its minimum is unsafe.")
-    n_structures: int = Field(ge=1, description="Trial crystals of the next generation.")
-    compositions: tuple[str, ...] = Field((), description="Reduced formulas that the stop rule waits for.")
-    attempts: dict[str, NonNegativeInt] = Field(default_factory=dict, description="Crystals tried so far, by formula.")
-    hull_distances: dict[str, float] = Field(
-        default_factory=dict,
-        description="Least distance from the model's hull that the committee leaves possible, by formula, eV/atom.",
-    )
-    times_found: dict[str, NonNegativeInt] = Field(
-        default_factory=dict, description="Independent finds of each phase near the hull, in all generations."
-    )
-    aliases: dict[str, str] = Field(
-        default_factory=dict, description="Phases that turned out to be another one: former name, name of today."
-    )
-    n_labels: NonNegativeInt = Field(0, description="Usable labels so far.")
-    n_asked: NonNegativeInt = Field(0, description="Structures sent to first principles so far, failed ones too.")
-    started: str | None = Field(None, description="When the first job of the search began, ISO 8601, UTC.")
-    hours: NonNegativeFloat = Field(0.0, description="Wall time since then, pauses included, hours.")
-    history: tuple[GenerationRecord, ...] = Field((), description="One record per finished generation.")
+from csp.state import GenerationRecord, Ledger, Record, SearchState
 
 
 class StopReason(StrEnum):
@@ -102,7 +21,7 @@ class StopReason(StrEnum):
     MAX_HOURS = "max_hours"
 
 
-class Condition(_Record):
+class Condition(Record):
     """One condition of the stop rule."""
 
     name: str
@@ -110,7 +29,7 @@ class Condition(_Record):
     text: str = Field(description="The condition in words, with figures.")
 
 
-class Decision(_Record):
+class Decision(Record):
     """Whether a search goes on."""
 
     stop: bool
@@ -119,119 +38,7 @@ class Decision(_Record):
     conditions: tuple[Condition, ...]
 
 
-def initial_state(
-    *, knowledge: Knowledge, select: SelectConfig, n_structures: int, compositions: Sequence[str] = ()
-) -> SearchState:
-    """Begin a search.
-
-    Parameters
-    ----------
-    knowledge
-        First estimates of distances and volumes.
-    select
-        Has the first ``bonds_scale``.
-    n_structures
-        Trial crystals of the first generation that relaxes.
-    compositions
-        Reduced formulas that must have had their attempts before the search may stop; those that are attempted
-        anyway need not be named.
-
-    Returns
-    -------
-    SearchState
-        The state that generation 0 starts from.
-    """
-    return SearchState(
-        knowledge=knowledge,
-        bonds_scale=select.bonds_scale,
-        n_structures=n_structures,
-        compositions=tuple(sorted(set(compositions))),
-    )
-
-
-def update_state(
-    state: SearchState, outcome: Outcome, knowledge: Knowledge, select: SelectConfig, advance: AdvanceConfig
-) -> SearchState:
-    """Make the state of the next generation.
-
-    Parameters
-    ----------
-    state
-        The state that the finished generation started from.
-    outcome
-        What it came to.
-    knowledge
-        Distances and volumes, learned again with the new labels.
-    select
-        Bounds and targets of ``bonds_scale``.
-    advance
-        Growth of the number of trial crystals.
-
-    Returns
-    -------
-    SearchState
-        With ``generation`` one higher and one more record in its history.
-
-    Raises
-    ------
-    DataError
-        If more relaxations are unsafe than there were.
-    """
-    if outcome.n_unsafe > outcome.n_relaxed:
-        raise DataError(f"advance: {outcome.n_unsafe} unsafe structures of {outcome.n_relaxed} relaxed")
-    fraction = outcome.n_unsafe / outcome.n_relaxed if outcome.n_relaxed else 0.0
-    n_labels = state.n_labels + outcome.n_labels
-    record = GenerationRecord(
-        generation=state.generation,
-        n_structures=state.n_structures,
-        bonds_scale=state.bonds_scale,
-        unsafe_fraction=fraction,
-        walk_forward_mev=outcome.walk_forward_mev,
-        n_asked=outcome.n_asked,
-        n_labels=n_labels,
-        hull=tuple(sorted(outcome.hull)),
-        near_hull=outcome.near_hull,
-        best_enthalpies=outcome.best_enthalpies,
-        hours=outcome.hours,
-    )
-    relaxed = outcome.n_relaxed > 0
-    return SearchState(
-        generation=state.generation + 1,
-        knowledge=knowledge,
-        bonds_scale=next_bonds_scale(state.bonds_scale, fraction, select) if relaxed else state.bonds_scale,
-        n_structures=next_n_structures(state.n_structures, outcome.walk_forward_mev, advance),
-        compositions=state.compositions,
-        attempts=_added(state.attempts, outcome.attempts),
-        hull_distances=state.hull_distances | outcome.hull_distances,
-        times_found={k: n for k, n in (state.times_found | outcome.times_found).items() if k not in outcome.aliases},
-        aliases=joined_aliases(state.aliases, outcome.aliases),
-        n_labels=n_labels,
-        n_asked=state.n_asked + outcome.n_asked,
-        started=state.started or outcome.started,
-        hours=outcome.hours,
-        history=(*state.history, record),
-    )
-
-
-def joined_aliases(before: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
-    """Follow names that changed again.
-
-    Parameters
-    ----------
-    before
-        Former names of phases and the names that they had before this generation.
-    new
-        Names that changed in this generation.
-
-    Returns
-    -------
-    dict[str, str]
-        Every former name and the name of today.
-    """
-    return {old: new.get(name, name) for old, name in before.items()} | dict(new)
-
-
-def decide(state: SearchState, settings: AdvanceConfig) -> Decision:
+def decide(state: SearchState, ledger: Ledger, settings: AdvanceConfig) -> Decision:
     """Decide whether a search goes on.
 
     It has converged when the set of phases near the hull, as labelled, has stood still, the model predicts new labels
@@ -242,6 +49,8 @@ def decide(state: SearchState, settings: AdvanceConfig) -> Decision:
     ----------
     state
         The search after its last generation.
+    ledger
+        Attempts and finds so far.
     settings
         The stop rule and the budgets.
 
@@ -260,8 +69,8 @@ def decide(state: SearchState, settings: AdvanceConfig) -> Decision:
     conditions = (
         _unchanged(state.history, settings),
         _predictive(state.history, settings),
-        _rediscovered(state, settings),
-        _attempted(state, settings),
+        _rediscovered(state.history[-1].hull, ledger, settings),
+        _attempted(state.compositions, ledger, settings),
     )
     reason = StopReason.CONVERGED if all(c.holds for c in conditions) else _spent(state, settings)
     held = "; ".join(c.text for c in conditions if c.holds) or "none"
@@ -354,32 +163,28 @@ def _predictive(history: Sequence[GenerationRecord], settings: AdvanceConfig) ->
     return Condition(name="predictive", holds=error <= settings.walk_forward_mev, text=text)
 
 
-def _rediscovered(state: SearchState, settings: AdvanceConfig) -> Condition:
+def _rediscovered(hull: Sequence[str], ledger: Ledger, settings: AdvanceConfig) -> Condition:
     """Find the hull member that was found least often."""
-    hull, wanted = state.history[-1].hull, settings.rediscoveries
+    wanted = settings.rediscoveries
     if not hull:
         return Condition(name="rediscovered", holds=False, text=f"no hull member yet (each needs {wanted} finds)")
-    rarest = min(hull, key=lambda phase: (state.times_found.get(phase, 0), phase))
-    least = state.times_found.get(rarest, 0)
+    rarest = min(hull, key=lambda phase: (ledger.times_found.get(phase, 0), phase))
+    least = ledger.times_found.get(rarest, 0)
     text = f"the rarest hull member, {rarest}, was found {least} times (needs {wanted})"
     return Condition(name="rediscovered", holds=least >= wanted, text=text)
 
 
-def _attempted(state: SearchState, settings: AdvanceConfig) -> Condition:
+def _attempted(compositions: Sequence[str], ledger: Ledger, settings: AdvanceConfig) -> Condition:
     """Find the composition that was tried least often."""
-    formulas = sorted({*state.compositions, *state.attempts})
+    formulas = sorted({*compositions, *ledger.attempts})
     wanted = settings.min_attempts
     if not formulas:
         return Condition(name="attempted", holds=False, text=f"no composition was tried (each needs {wanted} attempts)")
-    rarest = min(formulas, key=lambda formula: (state.attempts.get(formula, 0), formula))
-    least = state.attempts.get(rarest, 0)
-    short = sum(state.attempts.get(formula, 0) < wanted for formula in formulas)
+    rarest = min(formulas, key=lambda formula: (ledger.attempts.get(formula, 0), formula))
+    least = ledger.attempts.get(rarest, 0)
+    short = sum(ledger.attempts.get(formula, 0) < wanted for formula in formulas)
     text = (
         f"the least tried of {len(formulas)} compositions, {rarest}, had {least} attempts "
         f"(needs {wanted}; {short} have fewer)"
     )
     return Condition(name="attempted", holds=short == 0, text=text)
-
-
-def _added(before: Mapping[str, int], new: Mapping[str, int]) -> dict[str, int]:
-    return {name: before.get(name, 0) + new.get(name, 0) for name in sorted(before.keys() | new.keys())}

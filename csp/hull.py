@@ -186,13 +186,10 @@ class NearHull:
         Identifiers of the phases on the hull, sorted.
     e_above
         Distance by identifier, eV/atom, of every phase within the window; members have zero.
-    enthalpies
-        Lowest enthalpy of each reduced formula, eV/atom.
     """
 
     members: tuple[str, ...]
     e_above: dict[str, float]
-    enthalpies: dict[str, float]
 
 
 def near_hull(
@@ -217,7 +214,7 @@ def near_hull(
     Returns
     -------
     NearHull
-        The members, the distances within the window, and the best enthalpies.
+        The members and the distances within the window.
 
     Raises
     ------
@@ -233,12 +230,10 @@ def near_hull(
     distances = hull.e_above_many(plain, values)
     members = {names[i] for i in hull.members}
     e_above: dict[str, float] = {}
-    best: dict[str, float] = {}
-    for name, formula, value, distance in zip(names, plain, values, distances, strict=True):
-        best.setdefault(reduced_formula(_amounts(formula)), float(value))
+    for name, distance in zip(names, distances, strict=True):
         if distance <= window_ev:
             e_above.setdefault(name, 0.0 if name in members else max(float(distance), 0.0))
-    return NearHull(members=tuple(sorted(members)), e_above=e_above, enthalpies=best)
+    return NearHull(members=tuple(sorted(members)), e_above=e_above)
 
 
 def formula_of(atoms: Atoms) -> str:

@@ -10,17 +10,27 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from jobflow import Flow, Response
 
-from csp.advance import Decision, Outcome, SearchState, decide, joined_aliases, to_near_hull, update_state
+from csp.advance import Decision, decide, to_near_hull
 from csp.hull import NearHull, formula_of, near_hull
 from csp.select import choose_final
-from makers.blobs import StructureBatch
-from makers.documents import GenerateCounts, LabelDoc, LabelKind, LabelSummary, RelaxCounts, SelectSummary, TrainSummary
+from csp.state import Ledger, Outcome, SearchState, update_state
+from makers.blobs import LedgerBlob, StructureBatch
+from makers.documents import (
+    Document,
+    GenerateCounts,
+    LabelDoc,
+    LabelKind,
+    LabelSummary,
+    RelaxCounts,
+    SelectSummary,
+    TrainSummary,
+)
 from makers.labelling import read_labels, to_training_frames
 from makers.labelling.records import label_store
-from makers.outcomes import NEAR_HULL_ERROR, GenerationDoc, HullMember
+from makers.outcomes import NEAR_HULL_ERROR, AdvanceDoc, GenerationDoc, HullMember
 from makers.phases import enthalpy_per_atom, gather, label_atoms, speaking_labels, under_todays_name
 from makers.scratch import drop_checkpoints
-from makers.stage import Stage, StageMaker, current_store, stage_job
+from makers.stage import Stage, StageMaker, current_store, read_ledger, read_state, stage_job
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,9 +60,8 @@ class Search(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Summaries:
-    """What the stages of one generation reported."""
+class Summaries(Document):
+    """What the stages of one generation report."""
 
     generated: list[GenerateCounts]
     relaxed: list[RelaxCounts]
@@ -89,13 +98,11 @@ class AdvanceMaker(StageMaker):
     def make(
         self,
         search: Search,
-        state: SearchState,
-        generated: list[dict[str, Any]],
-        relaxed: list[dict[str, Any]],
-        selected: dict[str, Any],
-        labelled: dict[str, Any],
-        trained: dict[str, Any],
-    ) -> Response[GenerationDoc]:
+        state: SearchState | Handle,
+        ledger: Handle | None,
+        counted: list[LedgerBlob],
+        reported: dict[str, Any],
+    ) -> Response[AdvanceDoc]:
         """Decide what comes next.
 
         Parameters
@@ -104,41 +111,34 @@ class AdvanceMaker(StageMaker):
             Makes the flow of the next generation (`generation`) and of the end (`final`).
         state
             The search before this generation.
-        generated
-            Counts of each chunk of trial crystals.
-        relaxed
-            Counts of each chunk that was relaxed.
-        selected
-            What was found and chosen.
-        labelled
-            What became of the labels.
-        trained
-            Errors of the new model and, on labels that it had not seen, of the old one.
+        ledger
+            Attempts and finds before it; None at the start.
+        counted
+            What its jobs have counted.
+        reported
+            What its stages report: a `Summaries` as a dictionary.
 
         Returns
         -------
         Response
-            A `GenerationDoc`, replaced by what comes next.
+            An `AdvanceDoc`, replaced by what comes next.
         """
-        store = current_store()
-        summaries = Summaries(
-            generated=[GenerateCounts.model_validate(counts) for counts in generated],
-            relaxed=[RelaxCounts.model_validate(counts) for counts in relaxed],
-            selected=SelectSummary.model_validate(selected),
-            labelled=LabelSummary.model_validate(labelled),
-            trained=TrainSummary.model_validate(trained),
-        )
-        labels = self._labels(store, joined_aliases(state.aliases, summaries.selected.aliases), state.generation)
-        hull = labelled_hull(labels, state.knowledge.pressure_gpa, self.settings)
+        store, state, found = current_store(), read_state(state), read_ledger(ledger)
+        for part in counted:
+            found = found.added(part.ledger)
+        summaries = Summaries.model_validate(reported)
+        labels = self._labels(store, found.aliases, state.generation)
+        pressure = state.knowledge.pressure_gpa
+        hull = labelled_hull(labels, pressure, self.settings)
         n_asked = count_asked(store, self.project, state.generation, summaries.labelled.label_ids)
         after = self._update(state, summaries, labels, hull, n_asked)
-        decision = decide(after, self.settings)
-        doc = self._document(state.generation, summaries, labels, hull, after, decision)
+        decision = decide(after, found, self.settings)
+        doc = self._document(summaries, hull_members(labels, hull, found, pressure), after, found, decision)
         logger.info("advance %03d: %s", state.generation, decision.why)
         drop_checkpoints(self.project, state.generation)
-        return Response(output=doc, replace=self.follow(search, doc, store))
+        return Response(output=doc, replace=self.follow(search, doc, found, store))
 
-    def follow(self, search: Search, done: GenerationDoc, store: JobStore) -> Flow:
+    def follow(self, search: Search, done: GenerationDoc, ledger: Ledger, store: JobStore) -> Flow:
         """Return what follows a finished generation; also how an interrupted search goes on.
 
         Parameters
@@ -147,6 +147,8 @@ class AdvanceMaker(StageMaker):
             Makes the flows.
         done
             The generation.
+        ledger
+            Attempts and finds up to its end.
         store
             The connected job store.
 
@@ -157,7 +159,7 @@ class AdvanceMaker(StageMaker):
         """
         if not done.stop:
             return search.generation(done.state)
-        labels = self._labels(store, done.state.aliases, done.generation)
+        labels = self._labels(store, ledger.aliases, done.generation)
         hull = labelled_hull(labels, done.state.knowledge.pressure_gpa, self.settings)
         pool = search.pool(done.generation).fetch(store)
         return search.final(done, final_phases(pool, labels, hull, self.settings))
@@ -174,13 +176,8 @@ class AdvanceMaker(StageMaker):
         started = state.started or min(counts.started for counts in done.generated)
         passed = datetime.now(UTC) - datetime.fromisoformat(started)
         outcome = Outcome(
-            attempts=_sum(counts.attempts for counts in done.generated),
-            times_found=done.selected.times_found,
-            aliases=done.selected.aliases,
-            hull_distances=done.selected.hull_distances,
             hull=hull.members,
             near_hull=to_near_hull(hull, self.settings.near_hull_slack_ev, self.settings.near_hull_ev),
-            best_enthalpies=hull.enthalpies,
             n_relaxed=sum(done.selected.statuses.values()),
             n_unsafe=done.selected.statuses.get("unsafe", 0),
             n_asked=n_asked,
@@ -193,17 +190,11 @@ class AdvanceMaker(StageMaker):
         return update_state(state, outcome, knowledge, self.select, self.settings)
 
     def _document(
-        self,
-        generation: int,
-        done: Summaries,
-        labels: list[LabelDoc],
-        hull: NearHull,
-        after: SearchState,
-        decision: Decision,
-    ) -> GenerationDoc:
-        return GenerationDoc(
+        self, done: Summaries, hull: list[HullMember], after: SearchState, ledger: Ledger, decision: Decision
+    ) -> AdvanceDoc:
+        return AdvanceDoc(
             project=self.project,
-            generation=generation,
+            generation=after.generation - 1,
             made=sum(counts.made for counts in done.generated),
             refused=_sum(counts.refused for counts in done.generated),
             statuses=done.selected.statuses,
@@ -212,8 +203,9 @@ class AdvanceMaker(StageMaker):
             labels=done.labelled.statuses,
             metrics=done.trained.metrics,
             walk_forward=done.trained.walk_forward,
-            hull=hull_members(labels, hull, after),
+            hull=hull,
             state=after,
+            ledger=LedgerBlob(ledger),
             stop=decision.stop,
             stop_reason=str(decision.reason) if decision.reason else None,
             why=decision.why,
@@ -272,7 +264,7 @@ def labelled_hull(labels: list[LabelDoc], pressure_gpa: float, settings: Advance
     )
 
 
-def hull_members(labels: list[LabelDoc], hull: NearHull, state: SearchState) -> list[HullMember]:
+def hull_members(labels: list[LabelDoc], hull: NearHull, ledger: Ledger, pressure_gpa: float) -> list[HullMember]:
     """Describe the phases on and near the hull.
 
     Parameters
@@ -281,29 +273,30 @@ def hull_members(labels: list[LabelDoc], hull: NearHull, state: SearchState) -> 
         Successful single points.
     hull
         The phases.
-    state
+    ledger
         Finds so far.
+    pressure_gpa
+        Pressure, GPa.
 
     Returns
     -------
     list[HullMember]
         Lowest first.
     """
-    pressure = state.knowledge.pressure_gpa
     best: dict[str, LabelDoc] = {}
     for label in labels:
         name = label.phase_id or label.label_id
         if name in hull.e_above and (
-            name not in best or enthalpy_per_atom(label, pressure) < enthalpy_per_atom(best[name], pressure)
+            name not in best or enthalpy_per_atom(label, pressure_gpa) < enthalpy_per_atom(best[name], pressure_gpa)
         ):
             best[name] = label
     return [
         HullMember(
             phase_id=name,
             formula=best[name].formula,
-            enthalpy_per_atom=enthalpy_per_atom(best[name], pressure),
+            enthalpy_per_atom=enthalpy_per_atom(best[name], pressure_gpa),
             e_above_hull=height,
-            times_found=state.times_found.get(name, 0),
+            times_found=ledger.times_found.get(name, 0),
         )
         for name, height in sorted(hull.e_above.items(), key=lambda item: (item[1], item[0]))
     ]

@@ -11,6 +11,8 @@ import numpy as np
 from ase import Atoms
 from monty.json import MSONable
 
+from csp.state import Ledger
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -156,6 +158,32 @@ class ModelBlob(MSONable):
             msg = "the stored model is damaged: its hash does not match; train it again"
             raise ValueError(msg)
         return blob
+
+
+class LedgerBlob(MSONable):
+    """A ledger on its way through the job store.
+
+    Parameters
+    ----------
+    ledger
+        Attempts and finds.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "@module": type(self).__module__,
+            "@class": type(self).__name__,
+            "ledger": self.ledger.model_dump(mode="json"),
+        }
+
+    @classmethod
+    def from_dict(cls, d: dict[str, Any]) -> Self:
+        """Read what ``as_dict`` wrote."""
+        return cls(Ledger.model_validate(d["ledger"]))
 
 
 def _concatenate(arrays: Iterable[np.ndarray], empty: tuple[int, ...], dtype: type) -> np.ndarray:

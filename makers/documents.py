@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt
 
-from makers.blobs import ModelBlob, StructureBatch
+from makers.blobs import LedgerBlob, ModelBlob, StructureBatch
 
 
 class Document(BaseModel):
@@ -81,7 +81,6 @@ class GenerateCounts(Document):
     asked: NonNegativeInt
     made: NonNegativeInt
     refused: dict[str, NonNegativeInt] = Field(description="Crystals asked for and not made, by reason.")
-    attempts: dict[str, NonNegativeInt] = Field(description="Crystals made per reduced formula.")
     seconds: NonNegativeFloat
     started: str = Field(description="When the job began, ISO 8601, UTC.")
 
@@ -90,6 +89,7 @@ class GenerateDoc(Document):
     """Output of `generate`: one chunk of trial crystals."""
 
     batch: StructureBatch = Field(description="Trial crystals; a blob in the `data` store.")
+    ledger: LedgerBlob = Field(description="Crystals made per reduced formula. A blob.")
     counts: GenerateCounts
 
 
@@ -120,11 +120,6 @@ class SelectSummary(Document):
     chosen: dict[str, NonNegativeInt] = Field(description="Structures to label, by reason.")
     statuses: dict[str, NonNegativeInt] = Field(description="Relaxations by status.")
     flags: dict[str, NonNegativeInt] = Field(description="Unsafe and suspicious structures, by name of the flag.")
-    times_found: dict[str, NonNegativeInt] = Field(description="Independent finds of each candidate, so far.")
-    aliases: dict[str, str] = Field(description="Candidates that turned out to be another one: former name, name.")
-    hull_distances: dict[str, float] = Field(
-        description="Least height that the committee leaves possible, by formula, eV/atom."
-    )
     seconds: NonNegativeFloat
 
 
@@ -135,6 +130,10 @@ class SelectDoc(Document):
     pool: StructureBatch = Field(
         description="Distinct candidates within the window, best first; columns phase_id, enthalpy_per_atom, "
         "e_above_hull (eV/atom, model), spread (eV/atom), origin, lineage, times_found, generation_found. A blob."
+    )
+    ledger: LedgerBlob = Field(
+        description="Finds of each candidate so far, new names, and the least height of each formula above the hull. "
+        "A blob."
     )
     summary: SelectSummary
 

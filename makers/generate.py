@@ -11,15 +11,25 @@ from typing import TYPE_CHECKING
 
 from csp.generate import generate
 from csp.hull import formula_of
-from makers.blobs import StructureBatch
+from csp.state import Ledger
+from makers.blobs import LedgerBlob, StructureBatch
 from makers.documents import GenerateCounts, GenerateDoc
-from makers.stage import Handle, Stage, StageMaker, current_store, seed_sequence, stage_job
+from makers.stage import (
+    Handle,
+    Stage,
+    StageMaker,
+    current_store,
+    read_ledger,
+    read_state,
+    seed_sequence,
+    stage_job,
+)
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from csp.advance import SearchState
     from csp.config import GenerateConfig
+    from csp.state import SearchState
 
 logger = logging.getLogger(__name__)
 
@@ -49,19 +59,28 @@ class GenerateMaker(StageMaker):
     name: str = Stage.GENERATE
 
     @stage_job(GenerateDoc)
-    def make(self, state: SearchState, n: int, chunk: int = 0, pool: Handle | None = None) -> GenerateDoc:
+    def make(
+        self,
+        state: SearchState | Handle,
+        n: int,
+        chunk: int = 0,
+        pool: Handle | None = None,
+        ledger: Handle | None = None,
+    ) -> GenerateDoc:
         """Make one chunk.
 
         Parameters
         ----------
         state
-            The search so far: generation, sizes learned, attempts and hull distances by composition.
+            The search so far: generation and sizes learned.
         n
             Crystals to make.
         chunk
             Number of the chunk.
         pool
             Candidates of the generations before, parents of mutations.
+        ledger
+            Attempts and hull distances so far, by composition; None at the start.
 
         Returns
         -------
@@ -69,6 +88,7 @@ class GenerateMaker(StageMaker):
             The batch and its counts.
         """
         start, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
+        state, tried = read_state(state), read_ledger(ledger)
         parents = best_parents(pool.fetch(current_store()).to_atoms()) if pool else []
         seed = seed_sequence(self.seed, state.generation, Stage.GENERATE, chunk)
         made = generate(
@@ -77,8 +97,8 @@ class GenerateMaker(StageMaker):
             elements=self.elements,
             n=n,
             seed=seed,
-            attempts=state.attempts,
-            hull_distances=state.hull_distances,
+            attempts=tried.attempts,
+            hull_distances=tried.hull_distances,
             parents=parents,
         )
         seconds = time.perf_counter() - start
@@ -94,11 +114,13 @@ class GenerateMaker(StageMaker):
             asked=made.asked,
             made=made.made,
             refused=made.refused,
-            attempts=dict(Counter(atoms.info["formula"] for atoms in made.atoms)),
             seconds=seconds,
             started=started,
         )
-        return GenerateDoc(batch=StructureBatch.from_atoms(made.atoms), counts=counts)
+        attempts = Counter(atoms.info["formula"] for atoms in made.atoms)
+        return GenerateDoc(
+            batch=StructureBatch.from_atoms(made.atoms), ledger=LedgerBlob(Ledger(attempts=attempts)), counts=counts
+        )
 
 
 def best_parents(candidates: list[Atoms]) -> list[Atoms]:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from csp.advance import SearchState
+from csp.state import SearchState
+from makers.blobs import LedgerBlob
 from makers.documents import Document
 
 NEAR_HULL_ERROR = "near_hull_energy_rmse_mev_per_atom"
@@ -25,7 +26,7 @@ class HullMember(Document):
 
 
 class GenerationDoc(Document):
-    """Output of `advance`: what a generation did, where the search stands, and what comes next."""
+    """What a generation did, where the search stands, and what comes next."""
 
     schema_version: Literal[1] = 1
     project: str
@@ -45,6 +46,12 @@ class GenerationDoc(Document):
     stop: bool
     stop_reason: str | None = Field(description="Name of the reason, when the search stops here.")
     why: str = Field(description="The decision in words, with figures.")
+
+
+class AdvanceDoc(GenerationDoc):
+    """Output of `advance`."""
+
+    ledger: LedgerBlob = Field(description="What was tried and found so far, by formula and by phase. A blob.")
 
 
 class PhaseSummary(Document):

@@ -139,7 +139,7 @@ class PhaseBuilder(Builder):
         self.basis = phase_basis(self.store, self.project)
         state = self._latest(Stage.ADVANCE)
         self.pressure_gpa = state["state"]["knowledge"]["pressure_gpa"] if state else 0.0
-        aliases = state["state"]["aliases"] if state else {}
+        aliases = Handle(state["uuid"], "ledger").fetch(self.store).ledger.aliases if state else {}
         labels = [under_todays_name(label, aliases) for label in read_labels(self.store, self.project)]
         phases = merge(gather(self._pool(), labels), self.pressure_gpa)
         self.hull = dft_hull(phases, labels, self.pressure_gpa)

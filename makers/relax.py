@@ -17,13 +17,13 @@ from acnn.relax import Relaxed, RelaxStatus, relax
 from makers.blobs import StructureBatch
 from makers.documents import RelaxCounts, RelaxDoc
 from makers.scratch import resumable
-from makers.stage import Handle, Stage, StageMaker, current_store, stage_job
+from makers.stage import Handle, Stage, StageMaker, current_store, read_state, stage_job
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from acnn.config import RelaxConfig
-    from csp.advance import SearchState
+    from csp.state import SearchState
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class RelaxMaker(StageMaker):
     name: str = Stage.RELAX
 
     @stage_job(RelaxDoc)
-    def make(self, batch: StructureBatch | Handle, model: Handle, state: SearchState) -> RelaxDoc:
+    def make(self, batch: StructureBatch | Handle, model: Handle, state: SearchState | Handle) -> RelaxDoc:
         """Relax one chunk; a killed launch is gone on from, see `makers.scratch`.
 
         Parameters
@@ -65,7 +65,7 @@ class RelaxMaker(StageMaker):
             The relaxed batch and what became of its structures.
         """
         start = time.perf_counter()
-        store = current_store()
+        store, state = current_store(), read_state(state)
         batch = batch.fetch(store) if isinstance(batch, Handle) else batch
         settings = self.settings.model_copy(update={"bonds_scale": state.bonds_scale})
         potential = checkpoint.loads(model.fetch(store).content).to(choose_device(settings.device))

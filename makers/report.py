@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from makers.indexes import phase_store
 from makers.outcomes import PhaseSummary, ReportDoc
 from makers.phases import PhaseBuilder
-from makers.stage import Stage, StageMaker, current_store, stage_job
+from makers.stage import Handle, Stage, StageMaker, current_store, read_ledger, read_state, stage_job
 
 if TYPE_CHECKING:
-    from csp.advance import SearchState
+    from csp.state import SearchState
     from makers.documents import LabelSummary
 
 logger = logging.getLogger(__name__)
@@ -37,13 +37,17 @@ class ReportMaker(StageMaker):
     name: str = Stage.REPORT
 
     @stage_job(ReportDoc)
-    def make(self, state: SearchState, stop_reason: str, why: str, labelled: LabelSummary) -> ReportDoc:
+    def make(
+        self, state: SearchState | Handle, ledger: Handle, stop_reason: str, why: str, labelled: LabelSummary
+    ) -> ReportDoc:
         """Write the answer.
 
         Parameters
         ----------
         state
             The search when it stopped.
+        ledger
+            Where its attempts lie.
         stop_reason
             Name of the reason.
         why
@@ -57,7 +61,7 @@ class ReportMaker(StageMaker):
             The phases by height above the hull, and why the search stopped.
         """
         del labelled
-        store = current_store()
+        store, state = current_store(), read_state(state)
         PhaseBuilder(store, self.project).build()
         docs = list(phase_store(store).query({"project": self.project, "source": "relaxation"}))
         fields = PhaseSummary.model_fields
@@ -71,7 +75,7 @@ class ReportMaker(StageMaker):
             pressure_gpa=state.knowledge.pressure_gpa,
             generations=state.generation,  # the state is that of the generation which would come next
             n_labels=state.n_labels,
-            n_trials=sum(state.attempts.values()),
+            n_trials=sum(read_ledger(ledger).attempts.values()),
             stop_reason=stop_reason,
             why=why,
             phases=phases,

@@ -17,16 +17,17 @@ from csp.flags import Flag, count_flags
 from csp.hull import formula_of
 from csp.rank import History, RankedPhase, Ranking, Relaxations, rank
 from csp.select import choose, choose_initial
-from makers.blobs import StructureBatch
+from csp.state import Ledger
+from makers.blobs import LedgerBlob, StructureBatch
 from makers.documents import RelaxDoc, SelectDoc, SelectSummary
 from makers.labelling import read_labels, to_training_frames
-from makers.stage import Handle, Stage, StageMaker, current_store, seed_sequence, stage_job
+from makers.stage import Handle, Stage, StageMaker, current_store, read_state, seed_sequence, stage_job
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from csp.advance import SearchState
     from csp.config import SelectConfig
+    from csp.state import SearchState
 
 logger = logging.getLogger(__name__)
 
@@ -92,15 +93,14 @@ class SelectMaker(StageMaker):
             chosen=dict(Counter(str(c.reason) for c in choices)),
             statuses={},
             flags={},
-            times_found={},
-            aliases={},
-            hull_distances={},
             seconds=time.perf_counter() - start,
         )
-        return SelectDoc(chosen=chosen, pool=StructureBatch.from_atoms([], {}), summary=summary)
+        return SelectDoc(
+            chosen=chosen, pool=StructureBatch.from_atoms([], {}), ledger=LedgerBlob(Ledger()), summary=summary
+        )
 
     @stage_job(SelectDoc)
-    def make(self, state: SearchState, relaxed: list[RelaxDoc], pool: Handle, n: int) -> SelectDoc:
+    def make(self, state: SearchState | Handle, relaxed: list[RelaxDoc], pool: Handle, n: int) -> SelectDoc:
         """Rank the relaxed crystals and choose those that are worth a label.
 
         Parameters
@@ -120,7 +120,7 @@ class SelectMaker(StageMaker):
             The choice and the candidates.
         """
         start = time.perf_counter()
-        store = current_store()
+        store, state = current_store(), read_state(state)
         docs = [RelaxDoc.model_validate(doc) for doc in relaxed]
         labelled = to_training_frames(read_labels(store, self.project, self.fingerprint, until=state.generation - 1))
         relaxations = _relaxations(docs)
@@ -149,9 +149,6 @@ class SelectMaker(StageMaker):
             chosen=dict(Counter(str(c.reason) for c in choices)),
             statuses=dict(Counter(status for status, _ in relaxations.ends)),
             flags=count_flags(ranking.flags),
-            times_found={p.phase_id: p.history.times_found for p in kept},
-            aliases=ranking.aliases,
-            hull_distances=_hull_distances(ranking.phases, self.settings.optimism),
             seconds=time.perf_counter() - start,
         )
         logger.info(
@@ -163,7 +160,13 @@ class SelectMaker(StageMaker):
             summary.chosen,
             summary.seconds,
         )
-        return SelectDoc(chosen=chosen, pool=_pool(kept, _lost(before, ranking, state)), summary=summary)
+        ledger = Ledger(
+            times_found={p.phase_id: p.history.times_found for p in kept},
+            aliases=ranking.aliases,
+            hull_distances=_hull_distances(ranking.phases, self.settings.optimism),
+        )
+        candidates_now = _pool(kept, _lost(before, ranking, state))
+        return SelectDoc(chosen=chosen, pool=candidates_now, ledger=LedgerBlob(ledger), summary=summary)
 
     def _candidates(
         self, ranking: Ranking, relaxations: Relaxations, last_safe: list[Atoms], labelled: list[Atoms]

@@ -12,7 +12,8 @@ import numpy as np
 from jobflow import CURRENT_JOB, Job, JobConfig, JobStore, Maker, OnMissing, job
 from monty.json import MontyDecoder, MSONable, jsanitize
 
-from makers.blobs import ModelBlob, StructureBatch
+from csp.state import Ledger, SearchState
+from makers.blobs import LedgerBlob, ModelBlob, StructureBatch
 from makers.stores import write_blobs_first
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class StageMaker(Maker):
 def stage_job(
     output_schema: type[BaseModel] | None = None, *, tolerant: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Job]]:
-    """Declare the ``make`` of a stage: batches and models go to the store ``data``, and the job sees the store.
+    """Declare the ``make`` of a stage: its blobs go to the store ``data``, and the job sees the store.
 
     They are stored before the document that names them.
 
@@ -72,7 +73,7 @@ def stage_job(
         pass_manager_config=False,  # a driver would else overwrite the worker of everything that it spawns
         on_missing_references=OnMissing.NONE if tolerant else OnMissing.ERROR,
     )
-    declare = job(data=[StructureBatch, ModelBlob], output_schema=output_schema, config=config)
+    declare = job(data=[StructureBatch, ModelBlob, LedgerBlob], output_schema=output_schema, config=config)
 
     def decorate(make: Callable[..., Any]) -> Callable[..., Job]:
         @wraps(make)
@@ -181,6 +182,39 @@ class Handle(MSONable):
         Any
             The stored object, decoded.
         """
-        output = store.get_output(self.uuid, load=True)
+        # A driver's later outputs, if there are any, are those of what it was replaced by.
+        output = store.get_output(self.uuid, which="first", load=True)
         found = MontyDecoder().process_decoded(output[self.attribute])
         return found if self.rows is None else found.part(*self.rows)
+
+
+def read_state(given: SearchState | Handle) -> SearchState:
+    """Return the state that a job was given, or fetch it: it grows, and is not copied into every job.
+
+    Parameters
+    ----------
+    given
+        The state, or where it lies.
+
+    Returns
+    -------
+    SearchState
+        The state.
+    """
+    return given if isinstance(given, SearchState) else SearchState.model_validate(given.fetch(current_store()))
+
+
+def read_ledger(given: Handle | None) -> Ledger:
+    """Fetch the ledger of a search.
+
+    Parameters
+    ----------
+    given
+        Where it lies; None before a generation has finished.
+
+    Returns
+    -------
+    Ledger
+        Attempts and finds so far.
+    """
+    return given.fetch(current_store()).ledger if given else Ledger()

@@ -10,10 +10,11 @@ from maggma.stores import MemoryStore
 from pydantic import BaseModel
 from pymongo.errors import OperationFailure
 
+from csp.state import Ledger
 from makers.indexes import phase_store, phases_are_current
 from makers.outcomes import GenerationDoc, ReportDoc
 from makers.phases import PhaseBuilder
-from makers.stage import Stage
+from makers.stage import Handle, Stage
 
 if TYPE_CHECKING:
     from jobflow import JobStore
@@ -42,6 +43,27 @@ def generations(store: JobStore, project: str) -> list[GenerationDoc]:
     # The first output of `advance` is its own document; later indices carry the end of the search that it spawned.
     outputs = _outputs(store, project, Stage.ADVANCE, index=1)
     return sorted((_parse(GenerationDoc, output) for output in outputs), key=lambda doc: doc.generation)
+
+
+def ledger(store: JobStore, project: str) -> Ledger:
+    """Return what a search has tried and found so far, by formula and by phase.
+
+    Parameters
+    ----------
+    store
+        Connected job store.
+    project
+        The search.
+
+    Returns
+    -------
+    Ledger
+        Empty before the first generation has finished.
+    """
+    criteria = {"metadata.project": project, "metadata.stage": str(Stage.ADVANCE), "index": 1}
+    docs = store.query(criteria, properties=["uuid", "metadata.generation"])
+    newest = max(docs, key=lambda doc: doc["metadata"]["generation"], default=None)
+    return Handle(newest["uuid"], "ledger").fetch(store).ledger if newest else Ledger()
 
 
 def report(store: JobStore, project: str) -> ReportDoc | None:
@@ -154,4 +176,5 @@ def _outputs(store: JobStore, project: str, stage: Stage, *, index: int) -> list
 
 
 def _parse(model: type[T], output: dict[str, Any]) -> T:
-    return model.model_validate({key: value for key, value in output.items() if not key.startswith("@")})
+    # an output may hold more than its readable part: blobs
+    return model.model_validate({key: value for key, value in output.items() if key in model.model_fields})

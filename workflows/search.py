@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from jobflow import Flow, Job, Maker
 
-from csp.advance import SearchState, initial_state
 from csp.feedback import labels_left
 from csp.generate.parallel import chunk_sizes
+from csp.state import SearchState, initial_state
 from makers.advance import AdvanceMaker
 from makers.documents import LabelKind
 from makers.generate import GenerateMaker
@@ -71,14 +71,22 @@ class SearchMaker(Maker):
         Flow
             An ordinary flow for ``run_locally``, FireWorks or jobflow-remote. Its output is the final report.
         """
+        return self.generation(self.start())
+
+    def start(self) -> SearchState:
+        """Return the state that generation 0 starts from.
+
+        Returns
+        -------
+        SearchState
+            Of a search that has done nothing yet.
+        """
         config = self.config
-        return self.generation(
-            initial_state(
-                knowledge=config.first_knowledge,
-                select=config.select,
-                n_structures=config.generate.n_structures,
-                compositions=config.reduced_compositions,
-            )
+        return initial_state(
+            knowledge=config.first_knowledge,
+            select=config.select,
+            n_structures=config.generate.n_structures,
+            compositions=config.reduced_compositions,
         )
 
     def after(self, done: GenerationDoc, store: JobStore) -> Flow:
@@ -96,7 +104,8 @@ class SearchMaker(Maker):
         Flow
             The next generation, or the end if the search had decided to stop.
         """
-        return self._advance().follow(self, done, store)
+        ledger = self._ledger(done.generation).fetch(store).ledger
+        return self._advance().follow(self, done, ledger, store)
 
     def generation(self, state: SearchState) -> Flow:
         """Return the flow of one generation.
@@ -113,16 +122,19 @@ class SearchMaker(Maker):
         """
         number, config = state.generation, self.config
         first = number == 0
-        generated = self._generate(state)
-        relaxed = [] if first else self._relax(state, generated)
+        # Later states are handed on by their place: they grow, and a generation has a hundred jobs.
+        given = state if first else Handle(self._uuid(Stage.ADVANCE, number - 1), "state")
+        ledger = None if first else self._ledger(number - 1)
+        generated = self._generate(state, given, ledger)
+        relaxed = [] if first else self._relax(number, given, generated)
         maker = SelectMaker(config.project, self.label_fingerprint, config.system, config.seed, config.select)
         n_labels = labels_left(
             config.generate.n_initial if first else config.select.n_labels, state.n_asked, config.advance
         )
         selected = self._job(
-            maker.make_initial(state, [job.output.batch for job in generated], n_labels)
+            maker.make_initial(given, [job.output.batch for job in generated], n_labels)
             if first
-            else maker.make(state, [job.output for job in relaxed], self.pool(number - 1), n_labels),
+            else maker.make(given, [job.output for job in relaxed], self.pool(number - 1), n_labels),
             Stage.SELECT,
             number,
         )
@@ -145,12 +157,16 @@ class SearchMaker(Maker):
         advanced = self._job(
             self._advance().make(
                 self,
-                state,
-                [job.output.counts for job in generated],
-                [job.output.counts for job in relaxed],
-                selected.output.summary,
-                labelled.output,
-                trained.output.summary,
+                given,
+                ledger,
+                [job.output.ledger for job in (*generated, selected)],
+                {
+                    "generated": [job.output.counts for job in generated],
+                    "relaxed": [job.output.counts for job in relaxed],
+                    "selected": selected.output.summary,
+                    "labelled": labelled.output,
+                    "trained": trained.output.summary,
+                },
             ),
             Stage.ADVANCE,
             number,
@@ -176,7 +192,11 @@ class SearchMaker(Maker):
         labelled = self._label(phases, done.generation, LabelKind.RELAXATION, chunk="final")
         report = self._job(
             ReportMaker(self.config.project, self.config.chemsys).make(
-                done.state, done.stop_reason, done.why, labelled.output
+                Handle(self._uuid(Stage.ADVANCE, done.generation), "state"),
+                self._ledger(done.generation),
+                done.stop_reason,
+                done.why,
+                labelled.output,
             ),
             Stage.REPORT,
             done.generation,
@@ -196,26 +216,31 @@ class SearchMaker(Maker):
         Handle
             A `StructureBatch`.
         """
-        return Handle(job_uuid(self.run_id, job_name(Stage.SELECT, generation)), "pool")
+        return Handle(self._uuid(Stage.SELECT, generation), "pool")
 
     def _model(self, generation: int) -> Handle:
-        return Handle(job_uuid(self.run_id, job_name(Stage.TRAIN, generation)), "model")
+        return Handle(self._uuid(Stage.TRAIN, generation), "model")
+
+    def _ledger(self, generation: int) -> Handle:
+        return Handle(self._uuid(Stage.ADVANCE, generation), "ledger")
+
+    def _uuid(self, stage: Stage, generation: int) -> str:
+        return job_uuid(self.run_id, job_name(stage, generation))
 
     def _advance(self) -> AdvanceMaker:
         return AdvanceMaker(self.config.project, self.label_fingerprint, self.config.advance, self.config.select)
 
-    def _generate(self, state: SearchState) -> list[Job]:
+    def _generate(self, state: SearchState, given: SearchState | Handle, ledger: Handle | None) -> list[Job]:
         settings, number = self.config.trial_settings, state.generation
         n = state.n_structures if number else settings.n_initial
         maker = GenerateMaker(self.config.system, self.config.seed, settings)
         pool = self.pool(number - 1) if number > 1 else None
         return [
-            self._job(maker.make(state, size, i, pool), Stage.GENERATE, number, str(i))
+            self._job(maker.make(given, size, i, pool, ledger), Stage.GENERATE, number, str(i))
             for i, size in enumerate(chunk_sizes(n, settings.chunk_size))
         ]
 
-    def _relax(self, state: SearchState, generated: list[Job]) -> list[Job]:
-        number = state.generation
+    def _relax(self, number: int, state: SearchState | Handle, generated: list[Job]) -> list[Job]:
         maker = RelaxMaker(self.config.pressure_gpa, self.config.relax)
         model = self._model(number - 1)
         jobs = [

@@ -3,20 +3,12 @@
 import pytest
 from pydantic import ValidationError
 
-from csp.advance import (
-    Decision,
-    Outcome,
-    SearchState,
-    StopReason,
-    decide,
-    initial_state,
-    to_near_hull,
-    update_state,
-)
+from csp.advance import Decision, StopReason, decide, to_near_hull
 from csp.config import AdvanceConfig, SelectConfig
 from csp.errors import DataError
 from csp.hull import NearHull
 from csp.knowledge import Knowledge
+from csp.state import Ledger, Outcome, SearchState, initial_state, update_state
 
 KNOWLEDGE = Knowledge.initial(["Mg", "Si"], 0.0)
 SELECT = SelectConfig()
@@ -30,13 +22,14 @@ RULE = AdvanceConfig(
     min_attempts=40,
 )
 HULL = {"Mg-1": 0.0, "Si-1": 0.0, "Mg2Si-1": 0.0}
-GOOD = Outcome(
+COUNTED = Ledger(
     attempts={"Mg": 10, "Si": 10, "Mg2Si": 10},
     times_found=dict.fromkeys(HULL, 5),
     hull_distances={"Mg": 0.0, "Si": 0.0, "Mg2Si": 0.0},
+)
+GOOD = Outcome(
     hull=tuple(HULL),
     near_hull=HULL,
-    best_enthalpies={"Mg": -1.5, "Si": -5.4, "Mg2Si": -3.0},
     n_relaxed=100,
     n_unsafe=5,
     n_asked=20,
@@ -60,8 +53,22 @@ def run(outcomes: list[Outcome], settings: AdvanceConfig = RULE) -> SearchState:
     return state
 
 
+def ledger(*counted: Ledger) -> Ledger:
+    found = Ledger()
+    for part in counted:
+        found = found.added(part)
+    return found
+
+
+FOUR = ledger(*[COUNTED] * 4)
+
+
 def changed(**values: object) -> Outcome:
     return Outcome.model_validate(GOOD.model_dump() | values)
+
+
+def counted(**values: object) -> Ledger:
+    return Ledger.model_validate(COUNTED.model_dump() | values)
 
 
 def conditions(decision: Decision) -> dict[str, bool]:
@@ -72,7 +79,7 @@ CONVERGING = [FIRST, GOOD, GOOD, GOOD]
 
 
 def test_a_search_that_knows_its_answer_stops() -> None:
-    decision = decide(run(CONVERGING), RULE)
+    decision = decide(run(CONVERGING), FOUR, RULE)
     assert decision.stop
     assert decision.reason is StopReason.CONVERGED
     assert all(conditions(decision).values())
@@ -82,16 +89,17 @@ def test_a_search_that_knows_its_answer_stops() -> None:
 
 
 ONE_MISSING = {
-    "unchanged": [FIRST, GOOD, changed(near_hull=HULL | {"Mg-2": 0.01}), GOOD],
-    "predictive": [FIRST, GOOD, GOOD, changed(walk_forward_mev=20.1)],
-    "rediscovered": [FIRST, GOOD, GOOD, changed(times_found={"Mg-1": 5, "Si-1": 5, "Mg2Si-1": 2})],
-    "attempted": [FIRST, GOOD, GOOD, changed(attempts={"Mg": 10, "Si": 9, "Mg2Si": 10})],
+    "unchanged": (changed(near_hull=HULL | {"Mg-2": 0.01}), COUNTED),
+    "predictive": (changed(walk_forward_mev=20.1), COUNTED),
+    "rediscovered": (GOOD, counted(times_found={"Mg-1": 5, "Si-1": 5, "Mg2Si-1": 2})),
+    "attempted": (GOOD, counted(attempts={"Mg": 10, "Si": 9, "Mg2Si": 10})),
 }
 
 
 @pytest.mark.parametrize("name", ONE_MISSING)
 def test_each_condition_alone_keeps_the_search_going(name: str) -> None:
-    decision = decide(run(ONE_MISSING[name]), RULE)
+    last, last_counted = ONE_MISSING[name]
+    decision = decide(run([FIRST, GOOD, GOOD, last]), ledger(*[COUNTED] * 3, last_counted), RULE)
     assert not decision.stop
     assert decision.reason is None
     assert [k for k, holds in conditions(decision).items() if not holds] == [name]
@@ -101,40 +109,45 @@ def test_each_condition_alone_keeps_the_search_going(name: str) -> None:
 
 
 def test_conditions_hold_at_their_limits() -> None:
-    at_limit = changed(times_found=dict.fromkeys(HULL, 3), walk_forward_mev=20.0)
-    assert decide(run([FIRST, GOOD, GOOD, at_limit]), RULE).stop
+    at_limit = counted(times_found=dict.fromkeys(HULL, 3))
+    state = run([FIRST, GOOD, GOOD, changed(walk_forward_mev=20.0)])
+    assert decide(state, ledger(*[COUNTED] * 3, at_limit), RULE).stop
 
 
 def test_a_search_that_was_never_tried_is_only_stuck() -> None:
-    stuck = changed(attempts={}, times_found={})
-    first = FIRST.model_copy(update={"attempts": {}, "times_found": {}})
-    decision = decide(run([first, *[stuck] * 10]), RULE)
+    decision = decide(run([FIRST, *[GOOD] * 10]), Ledger(), RULE)
     assert conditions(decision) == {"unchanged": True, "predictive": True, "rediscovered": False, "attempted": False}
     assert not decision.stop
 
 
 def test_a_planned_composition_that_was_never_made_keeps_the_search_going() -> None:
     state = run(CONVERGING).model_copy(update={"compositions": ("Mg", "Mg3Si", "Si")})
-    decision = decide(state, RULE)
+    decision = decide(state, FOUR, RULE)
     assert conditions(decision)["attempted"] is False
     assert "the least tried of 4 compositions, Mg3Si, had 0 attempts" in decision.why
 
 
 def test_a_hull_member_that_nobody_counted_was_found_zero_times() -> None:
-    counted = {"times_found": {"Mg-1": 9, "Si-1": 9}}
-    decision = decide(run([step.model_copy(update=counted) for step in CONVERGING]), RULE)
+    decision = decide(run(CONVERGING), counted(times_found={"Mg-1": 9, "Si-1": 9}), RULE)
     assert "Mg2Si-1, was found 0 times" in decision.why
 
 
 def test_finds_are_remembered_when_a_phase_is_out_of_sight_and_follow_it_to_its_new_name() -> None:
-    state = run([FIRST, GOOD, changed(times_found={"Mg-1": 9})])
-    assert state.times_found["Mg2Si-1"] == GOOD.times_found["Mg2Si-1"]
-    first = changed(times_found={"Mg-2": 9}, aliases={"Mg-1": "Mg-2"})
-    second = changed(times_found={"Mg-3": 9}, aliases={"Mg-2": "Mg-3"})
-    state = run([FIRST, GOOD, first, second])
-    assert state.aliases == {"Mg-1": "Mg-3", "Mg-2": "Mg-3"}
-    assert state.times_found["Mg-3"] == 9
-    assert not {"Mg-1", "Mg-2"} & set(state.times_found)
+    found = ledger(COUNTED, counted(times_found={"Mg-1": 9}))
+    assert found.times_found == {"Mg-1": 9, "Si-1": 5, "Mg2Si-1": 5}
+    found = ledger(
+        COUNTED,
+        counted(times_found={"Mg-2": 9}, aliases={"Mg-1": "Mg-2"}),
+        counted(times_found={"Mg-3": 9}, aliases={"Mg-2": "Mg-3"}),
+    )
+    assert found.aliases == {"Mg-1": "Mg-3", "Mg-2": "Mg-3"}
+    assert found.times_found == {"Si-1": 5, "Mg2Si-1": 5, "Mg-3": 9}
+
+
+def test_the_ledger_adds_attempts_and_replaces_distances() -> None:
+    found = ledger(COUNTED, Ledger(attempts={"Si": 2, "MgSi": 1}, hull_distances={"Si": 0.1, "MgSi": 0.4}))
+    assert found.attempts == {"Mg": 10, "Mg2Si": 10, "MgSi": 1, "Si": 12}
+    assert found.hull_distances == {"Mg": 0.0, "Si": 0.1, "Mg2Si": 0.0, "MgSi": 0.4}
 
 
 @pytest.mark.parametrize(
@@ -149,14 +162,14 @@ def test_a_phase_that_flickers_at_the_edge_is_no_change(
 ) -> None:
     first = changed(near_hull=HULL | ({"x": before} if before is not None else {}))
     second = changed(near_hull=HULL | ({"x": after} if after is not None else {}))
-    decision = decide(run([first, first, first, second, second]), RULE)
+    decision = decide(run([first, first, first, second, second]), FOUR, RULE)
     assert f"have not changed for {1 if is_change else 4} generations" in decision.why
 
 
 def test_a_new_hull_member_starts_the_count_again() -> None:
     deeper = changed(hull=("Mg-1", "Si-1", "MgSi-1"), near_hull={"Mg-1": 0.0, "Si-1": 0.0, "MgSi-1": 0.0})
     state = run([FIRST, GOOD, GOOD, deeper])
-    assert conditions(decide(state, RULE))["unchanged"] is False
+    assert conditions(decide(state, FOUR, RULE))["unchanged"] is False
 
 
 BUDGETS = {
@@ -170,8 +183,8 @@ BUDGETS = {
 def test_a_spent_budget_stops_the_search_and_says_what_is_missing(reason: StopReason) -> None:
     settings, words = BUDGETS[reason]
     two, three = run([FIRST, GOOD]), run([FIRST, GOOD, GOOD])
-    assert not decide(two, settings).stop
-    decision = decide(three, settings)
+    assert not decide(two, ledger(*[COUNTED] * 2), settings).stop
+    decision = decide(three, ledger(*[COUNTED] * 3), settings)
     assert (decision.stop, decision.reason) == (True, reason)
     assert words in decision.why
     assert "unconverged" in decision.why
@@ -180,39 +193,39 @@ def test_a_spent_budget_stops_the_search_and_says_what_is_missing(reason: StopRe
 
 def test_convergence_comes_before_a_spent_budget() -> None:
     settings = RULE.model_copy(update={"max_generations": 4})
-    assert decide(run(CONVERGING), settings).reason is StopReason.CONVERGED
+    assert decide(run(CONVERGING), FOUR, settings).reason is StopReason.CONVERGED
 
 
 def test_a_missing_metric_is_an_error_and_no_reason_to_stop() -> None:
     state = run([*CONVERGING, changed(walk_forward_mev=None)])
     with pytest.raises(DataError, match="generation 4 asked for 20 labels but has no walk-forward error"):
-        decide(state, RULE)
+        decide(state, FOUR, RULE)
 
 
 def test_a_generation_with_nothing_new_to_label_keeps_the_last_metric() -> None:
     idle = changed(walk_forward_mev=None, n_asked=0, n_labels=0)
-    assert "8.0 meV/atom" in decide(run([FIRST, GOOD, idle, idle, idle]), RULE).why
+    assert "8.0 meV/atom" in decide(run([FIRST, GOOD, idle, idle, idle]), FOUR, RULE).why
     with pytest.raises(DataError, match="generation 1"):
-        decide(run([FIRST, changed(walk_forward_mev=None), idle]), RULE)
+        decide(run([FIRST, changed(walk_forward_mev=None), idle]), FOUR, RULE)
 
 
 def test_the_first_generation_is_not_the_last() -> None:
-    decision = decide(run([FIRST]), RULE)
+    decision = decide(run([FIRST]), COUNTED, RULE)
     assert not decision.stop
     assert "no walk-forward error yet" in decision.why
 
 
 def test_a_loose_rule_still_wants_a_hull() -> None:
     loose = AdvanceConfig(unchanged_generations=1, rediscoveries=1, min_attempts=0, walk_forward_mev=1e9)
-    empty = changed(hull=(), near_hull={}, attempts={})
-    held = conditions(decide(run([empty, empty, empty], loose), loose))
+    empty = changed(hull=(), near_hull={})
+    held = conditions(decide(run([empty, empty, empty], loose), Ledger(), loose))
     assert held["unchanged"] is False
     assert held["rediscovered"] is False
 
 
 def test_nothing_finished_nothing_decided() -> None:
     with pytest.raises(DataError, match="no generation has finished"):
-        decide(begin(), RULE)
+        decide(begin(), Ledger(), RULE)
 
 
 def test_the_state_adds_up() -> None:
@@ -224,8 +237,8 @@ def test_the_state_adds_up() -> None:
     assert state.n_asked == 80  # failed ones too
     assert state.hours == pytest.approx(2.0)
     assert [r.hours for r in state.history] == pytest.approx([0.5, 1.0, 1.5, 2.0])
-    assert state.attempts == {"Mg": 40, "Si": 40, "Mg2Si": 40}
-    assert state.times_found == dict.fromkeys(HULL, 5)
+    assert FOUR.attempts == {"Mg": 40, "Si": 40, "Mg2Si": 40}
+    assert FOUR.times_found == dict.fromkeys(HULL, 5)
     assert [r.unsafe_fraction for r in state.history] == [0.0, 0.05, 0.05, 0.05]
 
 
@@ -265,7 +278,7 @@ def test_an_impossible_outcome_is_an_error() -> None:
 
 
 def test_phases_just_beyond_the_edge_are_kept_for_the_stop_rule() -> None:
-    found = NearHull(members=("a",), e_above={"c": 0.0315, "a": 0.0, "b": 0.02, "d": 0.0325}, enthalpies={})
+    found = NearHull(members=("a",), e_above={"c": 0.0315, "a": 0.0, "b": 0.02, "d": 0.0325})
     assert list(to_near_hull(found, 0.002, 0.03).items()) == [("a", 0.0), ("b", 0.02), ("c", 0.0315)]
 
 

@@ -16,8 +16,9 @@ from maggma.stores import MemoryStore
 
 from acnn.config import ModelConfig, RelaxConfig, TrainConfig
 from csp.config import AdvanceConfig, GenerateConfig, SelectConfig
+from csp.state import Ledger
 from makers.advance import AdvanceMaker
-from makers.blobs import ModelBlob, StructureBatch
+from makers.blobs import LedgerBlob, ModelBlob, StructureBatch
 from makers.documents import GenerateCounts, GenerateDoc
 from makers.generate import GenerateMaker
 from makers.relax import RelaxMaker
@@ -84,12 +85,16 @@ def test_a_kill_amid_storing_leaves_no_document_without_its_blob(job_store, stor
 def test_handle_fetches_blobs_of_an_earlier_job(job_store):
     @stage_job(GenerateDoc)
     def produce() -> GenerateDoc:
-        counts = GenerateCounts(asked=1, made=1, refused={}, attempts={}, seconds=0, started="")
-        return GenerateDoc(batch=StructureBatch.from_atoms([bulk("Cu")]), counts=counts)
+        counts = GenerateCounts(asked=1, made=1, refused={}, seconds=0, started="")
+        ledger = LedgerBlob(Ledger(attempts={"Cu": 1}))
+        return GenerateDoc(batch=StructureBatch.from_atoms([bulk("Cu")]), ledger=ledger, counts=counts)
 
     job = produce()
     run_locally(job, store=job_store, log=False, raise_immediately=True)
-    assert "npz" not in json.dumps(job_store.query_one({"uuid": job.uuid})["output"])  # the bulk is elsewhere
+    stored = json.dumps(job_store.query_one({"uuid": job.uuid})["output"])
+    assert "npz" not in stored  # the bulk is elsewhere
+    assert "attempts" not in stored
+    assert Handle(job.uuid, "ledger").fetch(job_store).ledger == Ledger(attempts={"Cu": 1})
     assert Handle(job.uuid, "batch").fetch(job_store).to_atoms()[0].get_chemical_formula() == "Cu"
     assert Handle(job.uuid, "counts").fetch(job_store)["made"] == 1
     with pytest.raises(ValueError, match="nowhere"):

@@ -14,13 +14,13 @@ from monty.json import MontyDecoder
 from acnn import checkpoint
 from acnn.config import ModelConfig, RelaxConfig
 from acnn.nn.potential import Potential
-from csp.advance import SearchState
 from csp.config import AdvanceConfig, GenerateConfig, SelectConfig
 from csp.generate import generate
 from csp.hull import formula_of
 from csp.knowledge import Knowledge
+from csp.state import Ledger, SearchState
 from makers.advance import final_phases, hull_members, labelled_hull
-from makers.blobs import ModelBlob, StructureBatch
+from makers.blobs import LedgerBlob, ModelBlob, StructureBatch
 from makers.config import AseLabelConfig
 from makers.documents import LabelKind, LabelSummary, RelaxCounts, RelaxDoc
 from makers.generate import GenerateMaker, best_parents
@@ -65,6 +65,12 @@ def pool_of(frames: list[Atoms], store: JobStore, **columns: list[object]) -> Ha
     return Handle("before", "pool")
 
 
+def ledger_of(store: JobStore, **counted: dict[str, int]) -> Handle:
+    blob = LedgerBlob(Ledger.model_validate(counted))
+    store.update({"uuid": "counted", "index": 1, "output": {"ledger": blob.as_dict()}}, save={"data": "ledger"})
+    return Handle("counted", "ledger")
+
+
 def test_generate_makes_the_crystals_of_its_seed_generation_and_chunk(job_store):
     settings = GenerateConfig(atoms=(1, 4), prototype_share=0.0)
     made = output(GenerateMaker(SYSTEM, 5, settings).make(state(generation=2), 6, chunk=3), job_store)
@@ -74,8 +80,17 @@ def test_generate_makes_the_crystals_of_its_seed_generation_and_chunk(job_store)
     for one, two in zip(made.batch.to_atoms(), again, strict=True):
         assert (one.positions == two.positions).all()
         assert one.info["formula"] == two.info["formula"]
-    assert made.counts.attempts == Counter(atoms.info["formula"] for atoms in again)
+    assert made.ledger.ledger.attempts == Counter(atoms.info["formula"] for atoms in again)
     assert (made.counts.asked, made.counts.made, made.counts.refused) == (6, 6, {})
+
+
+def test_generate_heeds_what_was_tried(job_store):
+    settings = GenerateConfig(atoms=(1, 4), prototype_share=0.0)
+    tried = ledger_of(job_store, attempts={"Cu": 10**6})
+    made = output(GenerateMaker(SYSTEM, 5, settings).make(state(generation=2), 20, ledger=tried), job_store)
+    assert "Cu" not in made.ledger.ledger.attempts
+    fresh = output(GenerateMaker(SYSTEM, 5, settings).make(state(generation=2), 20), job_store)
+    assert fresh.ledger.ledger.attempts["Cu"] > 0
 
 
 def test_generate_mutates_the_candidates_of_before(job_store):
@@ -155,7 +170,7 @@ def test_select_counts_finds_ranks_and_keeps_what_is_unsafe_apart(job_store):
     job = SelectMaker("p", "f", SYSTEM, 1, SelectConfig()).make(state(generation=1), [doc], nothing, 10)
     selected = output(job, job_store)
     best = {str(atoms.symbols): atoms.info for atoms in selected.pool.to_atoms()}
-    assert selected.summary.hull_distances == pytest.approx({"Cu": 0.0, "Au": 0.0, "AuCu": 0.0})
+    assert selected.ledger.ledger.hull_distances == pytest.approx({"Cu": 0.0, "Au": 0.0, "AuCu": 0.0})
     assert selected.summary.n_distinct == 4
     assert best["CuAu"]["e_above_hull"] == pytest.approx(0.4)
     assert sorted(selected.pool.columns["times_found"]) == [1, 1, 1, 2]  # what a mutation finds is no rediscovery
@@ -170,7 +185,9 @@ def test_compositions_that_the_committee_cannot_place_count_as_near_the_hull(job
     heights = {}
     for optimism in (0.0, 1.0, 2.0):
         maker = SelectMaker("p", "f", SYSTEM, 1, SelectConfig(optimism=optimism))
-        heights[optimism] = output(maker.make(state(generation=1), [doc], nothing, 3), job_store).summary.hull_distances
+        heights[optimism] = output(
+            maker.make(state(generation=1), [doc], nothing, 3), job_store
+        ).ledger.ledger.hull_distances
     assert heights == {
         0.0: pytest.approx({"Cu": 0.0, "Au": 0.0, "AuCu": 0.3}),
         1.0: pytest.approx({"Cu": 0.0, "Au": 0.0, "AuCu": 0.1}),
@@ -199,7 +216,7 @@ def test_advance_reads_the_hull_from_the_labels(labels):
     settings = AdvanceConfig(near_hull_ev=0.05, final_window_ev=0.1)
     hull = labelled_hull(labels, 0.0, settings)
     assert set(hull.members) == {"Au", "Cu", "layered"}
-    lines = hull_members(labels, hull, state(times_found={"layered": 4}))
+    lines = hull_members(labels, hull, Ledger(times_found={"layered": 4}), 0.0)
     assert {line.phase_id: line.times_found for line in lines} == {"Au": 0, "Cu": 0, "layered": 4}
 
     unlabelled = bulk("CuAu", "cesiumchloride", a=3.1)
@@ -216,9 +233,10 @@ def test_advance_reads_the_hull_from_the_labels(labels):
 
 
 def test_report_ranks_what_first_principles_relaxed(labels, job_store):
-    after = state(generation=2, attempts={"Cu": 3, "AuCu": 4}, n_labels=len(labels))
+    after = state(generation=2, n_labels=len(labels))
+    ledger = ledger_of(job_store, attempts={"Cu": 3, "AuCu": 4})
     nothing = LabelSummary(asked=0, statuses={}, reused=0, label_ids=[], seconds=0.0)
-    job = ReportMaker("p", "Au-Cu").make(after, "max_generations", "two generations were asked for", nothing)
+    job = ReportMaker("p", "Au-Cu").make(after, ledger, "max_generations", "two generations were asked for", nothing)
     answer = output(job, job_store)
     assert [phase.phase_id for phase in answer.phases] == ["Au", "layered", "Cu"]  # by formula, all on the hull
     assert {phase.e_above_hull for phase in answer.phases} == {0}

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import bson
 import pytest
 from jobflow import SETTINGS, JobStore
 from jobflow.managers.fireworks import flow_to_workflow
 from maggma.stores import MemoryStore
 
+from csp.state import GenerationRecord, SearchState
 from makers.errors import ConfigError
 from makers.stores import EmbeddedStore, embedded_job_store
 from workflows.launch import WORKERS, configured_store, submit_search
 from workflows.search import SearchMaker
+
+if TYPE_CHECKING:
+    from workflows.config import SearchConfig
 
 
 @pytest.fixture
@@ -133,6 +139,37 @@ def test_project_that_only_waits_on_the_launchpad_is_refused(tiny_config, launch
 def test_configured_store_is_connected(embedded):
     assert configured_store() is embedded
     assert embedded.count() == 0
+
+
+def far_gone(config: SearchConfig) -> SearchState:
+    """Return the state of a long search over many compositions: fifty generations, a thousand labelled formulas."""
+    start = SearchMaker(config).start()
+    near = {f"Mg{i}Ca{j}H46-0123abcd": 0.01 for i in range(1, 11) for j in range(1, 11)}
+    record = GenerationRecord(
+        generation=0,
+        n_structures=500_000,
+        bonds_scale=0.7,
+        unsafe_fraction=0.1,
+        walk_forward_mev=20.0,
+        n_asked=500,
+        n_labels=25_000,
+        hull=tuple(near)[:20],
+        near_hull=near,
+        hours=100.0,
+    )
+    volumes = {f"Mg{i}Ca{j}H{k}": 5.0 for i in range(1, 11) for j in range(1, 11) for k in range(1, 11)}
+    knowledge = start.knowledge.model_copy(update={"formula_volumes": volumes})
+    changes = {"generation": 50, "knowledge": knowledge, "n_structures": 500_000, "history": (record,) * 50}
+    return start.model_copy(update=changes)
+
+
+def test_the_jobs_of_a_late_generation_fit_into_one_document(tiny_config):
+    config = tiny_config(generate__chunk_size=10_000)
+    state = far_gone(config)
+    workflow = flow_to_workflow(SearchMaker(config, resources=WORKERS).generation(state))
+    assert len(workflow.fws) == 2 * 50 + 5  # FireWorks writes them all into the launch of `advance`
+    assert sum(len(bson.encode(fw.to_dict())) for fw in workflow.fws) < 1_000_000
+    assert len(bson.encode(state.model_dump(mode="json"))) < 500_000
 
 
 def test_specs_do_not_grow_with_the_number_of_structures(tiny_config):

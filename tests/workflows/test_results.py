@@ -13,11 +13,11 @@ from jobflow import JobStore, run_locally
 from maggma.stores import MemoryStore
 from pymongo.errors import OperationFailure
 
-from csp.advance import SearchState
+from csp.state import SearchState
 from makers.documents import LabelDoc, Provenance
 from makers.indexes import BASIS, OUTPUT_INDEXES, phase_store
 from makers.labelling import read_labels
-from makers.outcomes import GenerationDoc, PhaseDoc, PhaseSummary, ReportDoc
+from makers.outcomes import AdvanceDoc, PhaseDoc, PhaseSummary, ReportDoc
 from makers.phases import PhaseBuilder
 from workflows.results import generations, holds, query_phases, report
 from workflows.run import open_store
@@ -138,7 +138,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`phases`": PhaseDoc,
     "`labels`": LabelDoc,
     "`labels`: `provenance`": Provenance,
-    "`outputs` of `advance`: a generation": GenerationDoc,
+    "`outputs` of `advance`: a generation": AdvanceDoc,
     "`outputs` of `advance`: `state`": SearchState,
     "`outputs` of `report`: the answer": ReportDoc,
     "`outputs` of `report`: `phases`": PhaseSummary,

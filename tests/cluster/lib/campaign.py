@@ -23,7 +23,7 @@ from jobflow import JobStore
 from working_set import EXPIRATION
 
 from workflows.cluster import WORKERS
-from workflows.results import generations, query_phases, report
+from workflows.results import generations, ledger, query_phases, report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,7 +103,7 @@ def answer(store: JobStore, project: str) -> dict[str, Any]:
         "counts": (done.generations, done.n_trials, done.n_labels),
         "generations": [(g.generation, g.made, g.refused, g.statuses, g.chosen, g.labels) for g in steps],
         "errors": [g.metrics for g in steps],
-        "attempts": [g.state.attempts for g in steps],
+        "ledger": ledger(store, project).model_dump(mode="json"),
         "history": [record.model_dump(mode="json", exclude={"hours"}) for record in steps[-1].state.history],
         "phases": [
             (p["phase_id"], p["formula"], p["enthalpy_per_atom"], p["e_above_hull"], p["times_found"], p["status"])
