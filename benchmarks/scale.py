@@ -1,7 +1,8 @@
 """What the engine costs: searches whose science costs nothing, by several launchers, on the database's test double.
 
 Ten generations of a thousand labels have the shape of a search (generate, relax, select, label, train, advance; blobs
-of 10,000 crystals and of a model), but every job returns at once. What remains is FireWorks, jobflow and the database:
+of 10,000 crystals, of a model, of a ledger of 30,000 formulas), but every job returns at once. What remains is
+FireWorks, jobflow and the database:
 
     python benchmarks/scale.py --out benchmarks/results/scale.json
 
@@ -24,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import bson
 import numpy as np
 from jobflow import CURRENT_JOB, Flow, Job, JobConfig, JobStore, OnMissing, Response, job
 from pymongo import MongoClient
@@ -31,7 +33,8 @@ from pymongo import MongoClient
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cluster" / "lib"))
 from database import Database
 
-from makers.blobs import ModelBlob, StructureBatch
+from csp.state import Ledger
+from makers.blobs import LedgerBlob, ModelBlob, StructureBatch
 from makers.stores import sibling_store
 
 if TYPE_CHECKING:
@@ -39,7 +42,8 @@ if TYPE_CHECKING:
 
 N_ATOMS = 12
 MODEL_BYTES = 1_000_000
-BLOBS = [StructureBatch, ModelBlob]
+N_FORMULAS = 30_000
+BLOBS = [StructureBatch, ModelBlob, LedgerBlob]
 POLL = 0.2  # s between looks at the LaunchPad
 
 
@@ -99,11 +103,14 @@ def train(n: int) -> dict[str, Any]:
     return {"model": ModelBlob(os.urandom(MODEL_BYTES)), "n": n}
 
 
-@job
-def advance(trained: int, generation: int, shape: dict[str, int]) -> Response[int]:
-    """Stand for advance: bring forth the next generation, or end."""
+@job(data=BLOBS)
+def advance(trained: int, generation: int, shape: dict[str, int]) -> Response[dict[str, Any]]:
+    """Stand for advance: write a ledger of many formulas, and bring forth the next generation, or end."""
+    formulas = [f"Mg{i}Ca{j}H" for i in range(N_FORMULAS // 100) for j in range(100)]
+    ledger = Ledger(attempts=dict.fromkeys(formulas, 1), hull_distances=dict.fromkeys(formulas, 0.123456789))
     last = generation + 1 == shape["generations"]
-    return Response(output=trained, replace=None if last else build(generation + 1, shape))
+    output = {"n": trained, "ledger": LedgerBlob(ledger)}
+    return Response(output=output, replace=None if last else build(generation + 1, shape))
 
 
 def build(generation: int, shape: dict[str, int]) -> Flow:
@@ -194,7 +201,7 @@ def measured(database: Database, ends: list[float], limit: float) -> dict[str, A
         launches = launchpad.launches.count_documents({})
         done = launchpad.fireworks.count_documents({"name": {"$regex": "^advance"}, "state": "COMPLETED"})
         sizes = {
-            f"{base.name}.{name}": max((len(json.dumps(doc, default=str)) for doc in base[name].find()), default=0)
+            f"{base.name}.{name}": max((len(bson.encode(doc)) for doc in base[name].find()), default=0)
             for base, name in (
                 (launchpad, "fireworks"),
                 (launchpad, "launches"),
@@ -210,7 +217,7 @@ def measured(database: Database, ends: list[float], limit: float) -> dict[str, A
             "fireworks": sum(states.values()),
             "launches": launches,
             "labels": results.labels.count_documents({}),
-            "largest document, characters": sizes,
+            "largest document, bytes": sizes,
         }
 
 

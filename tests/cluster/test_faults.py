@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from conftest import Reference
 
 GENERATIONS = 3
-LAUNCHERS = 2
+LAUNCHERS = 4
 KILLS = [
     "generate 000.0.stored",
     "train 000.amid",
