@@ -19,7 +19,7 @@ from acnn.nn.potential import Potential
 from acnn.train.dataset import Dataset
 from acnn.train.labels import Label, LabelSet, check_elements, read_labels
 from acnn.train.loss import RobustLoss, Weights, doubted, energy_trust, random_mixture, residuals
-from acnn.train.metrics import calibration_factors, measure
+from acnn.train.metrics import calibration_factors, measure, warn_of_other_units
 from acnn.train.optimizer import Soap
 from acnn.train.prepare import set_onsets, set_references, set_whitening
 from acnn.train.restart import RunState, fingerprint, load_state, save_state
@@ -315,6 +315,7 @@ class _Run:
             potential.calibration.copy_(torch.tensor(factors))
         errors = measure(potential, self.data, self._judges(), self.settings.batch_atoms)
         del errors["score"]
+        warn_of_other_units(potential, self.data, [label.frame for label in self.labels], self.settings.batch_atoms)
         for reason, count in sorted(self.doubted.items()):
             logger.info("%d of %d labels count less: %s", count, len(self.labels), reason)
         present = {chemical_symbols[z] for number in self.kept.tolist() for z in self.labels[number].atoms.numbers}

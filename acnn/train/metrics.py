@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from acnn.nn.potential import FIXED, force_deviation, member_forces
 from acnn.train.loss import residuals
+from acnn.train.units import other_scale
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from acnn.nn.potential import Potential
     from acnn.train.dataset import Dataset
+
+logger = logging.getLogger(__name__)
 
 FEWEST_TO_CALIBRATE = 8  # held-out labels
 NORMAL_MEDIAN = 0.6745  # of |x| for a standard normal x
@@ -94,6 +99,53 @@ def calibration_factors(
         energies.add((total.mean(1) - targets.energy).abs() / targets.counts, total.std(1) / targets.counts)
         forces.add((found.mean(0) - targets.forces).norm(dim=1), force_deviation(found))
     return energies.factor(), forces.factor()
+
+
+def warn_of_other_units(potential: Potential, data: Dataset, frames: Sequence[int], max_atoms: int) -> None:
+    """Log which labels have forces or stresses of another unit or sign than the rest, as far as the potential can tell.
+
+    Few such labels are outliers to the loss, so that the potential learns the others and shows what is wrong.
+
+    Parameters
+    ----------
+    potential
+        The trained potential.
+    data
+        The labels.
+    frames
+        Frame of each label in what was read.
+    max_atoms
+        Atoms evaluated together.
+    """
+    n = len(frames)
+    found = {name: np.zeros((3, n)) for name in ("forces", "stress")}
+    for chosen in data.epoch(torch.arange(n), max_atoms, torch.Generator().manual_seed(0)):
+        graph, targets = data.batch(chosen)
+        misfits = residuals(potential, graph, targets, None, training=False)
+        unit, rows = float(potential.scale), targets.number.cpu().numpy()
+        virial = targets.virial / targets.counts[:, None, None]
+        for name, known, misfit, system in (
+            ("forces", targets.forces, misfits.force, graph.system),
+            ("stress", virial.flatten(1), misfits.virial.flatten(1), torch.arange(graph.n_systems)),
+        ):
+            label, learned = known.double(), known.double() + unit * misfit.detach().double()
+            for place, product in enumerate((label * label, learned * learned, label * learned)):
+                total = torch.zeros(graph.n_systems, dtype=torch.float64).index_add(0, system, product.sum(1))
+                found[name][place, rows] = total.numpy()
+    for name, sums in found.items():
+        if (group := other_scale(*sums)) is not None:
+            numbers, factor = group
+            first = ", ".join(str(frames[number]) for number in numbers[:5])
+            logger.warning(
+                "the %s of %d of %d labels (frames %s%s) are about %.3g times what the others make of them: "
+                "do all have the same units and sign?",
+                name,
+                len(numbers),
+                n,
+                first,
+                ", ..." if len(numbers) > 5 else "",
+                factor,
+            )
 
 
 class _Ratio:

@@ -1,11 +1,15 @@
 """Training learns, is deterministic, goes on after a kill, warm-starts, and says what it set aside."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.units import Hartree
+from ase.units import Bohr, GPa, Hartree
 
 from acnn import checkpoint
 from acnn.config import ModelConfig, TrainConfig
@@ -223,6 +227,47 @@ def test_mixed_units_are_noticed(alloys, caplog):
     read_labels([moved(number, 1 / Hartree if number % 4 == 0 else 1.0) for number in range(40)], QUICK)
     assert "10 labels lie" in caplog.text
     assert "do all have the same units (eV) and settings?" in caplog.text
+
+
+def shaken(factors: dict[str, float]) -> list[Atoms]:
+    """Return sixty labelled cells of an alloy; every fourth has forces or stresses times a factor."""
+    rng, frames = np.random.default_rng(0), []
+    for number in range(60):
+        atoms = bulk("Cu", a=rng.uniform(3.7, 4.1), cubic=True)
+        atoms.symbols = rng.permutation(["Cu", "Cu", "Au", "Au"])
+        atoms.positions += rng.normal(0, 0.1, (4, 3))
+        atoms.calc = EMT()
+        results = {
+            "energy": atoms.get_potential_energy(),
+            "forces": atoms.get_forces(),
+            "stress": atoms.get_stress(voigt=False),
+        }
+        for name, factor in factors.items() if number % 4 == 0 else ():
+            results[name] = results[name] * factor
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        frames.append(atoms)
+    return frames
+
+
+OTHER_UNITS = {
+    "hartree": ({"forces": Bohr / Hartree}, r"the forces of 1\d of 60 labels \(frames .*\) are about 0.0\d+ times"),
+    "sign": ({"stress": -1.0}, r"the stress of \d+ of 60 labels \(frames 0, .*\) are about -[01].\d+ times"),
+    "GPa": ({"stress": 1 / GPa}, r"the stress of \d+ of \d+ labels \(frames .*\) are about 1\d\d times"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_UNITS)
+def test_forces_and_stresses_in_other_units_are_noticed(caplog, name):
+    factors, words = OTHER_UNITS[name]
+    settings = TrainConfig(max_steps=250, max_pressure_gpa=1e5)
+    train(shaken(factors), model=MODEL, settings=settings, seed=0)
+    assert re.search(words, caplog.text), caplog.text
+
+
+@pytest.mark.parametrize("n_steps", [5, 250])
+def test_labels_of_one_unit_are_left_in_peace(caplog, n_steps):
+    train(shaken({}), model=MODEL, settings=TrainConfig(max_steps=n_steps), seed=0)
+    assert "units" not in caplog.text
 
 
 @pytest.mark.parametrize("distance", [0.0, 0.05])
