@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +65,7 @@ def configure(folder: Path, database: Database) -> dict[str, Any]:
 
 @pytest.mark.remote
 @pytest.mark.loopback
+@pytest.mark.filterwarnings("ignore:Unclosed MongoClient:ResourceWarning")  # left by submit_flow
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # monty's, wherever jobflow-remote makes folders
 def test_search_by_the_runner_of_jobflow_remote(tmp_path, monkeypatch, database, reference):
     manager = pytest.importorskip("jobflow_remote.config.manager")
@@ -71,13 +74,17 @@ def test_search_by_the_runner_of_jobflow_remote(tmp_path, monkeypatch, database,
     results = configure(tmp_path, database)
     monkeypatch.setattr(jobflow_remote.SETTINGS, "projects_folder", str(tmp_path))
     monkeypatch.setattr(jobflow_remote.SETTINGS, "project", PROJECT)
-    controller = manager.ConfigManager().get_project().get_job_controller()
-    controller.reset()
-    jobflow_remote.submit_flow(SearchMaker(parse_config(search(PROJECT, GENERATIONS))).make(), worker="here")
-    runner.Runner().run_all_jobs(max_seconds=PATIENCE)
-    jobs = controller.get_jobs_info()
+    flow = SearchMaker(parse_config(search(PROJECT, GENERATIONS))).make()
+    with closing(manager.ConfigManager().get_project().get_job_controller()) as controller:
+        controller.reset()
+        jobflow_remote.submit_flow(flow, worker="here")
+        gc.collect()  # its connection, which it does not close
+        there = runner.Runner()
+        there.run_all_jobs(max_seconds=PATIENCE)
+        there.cleanup()
+        jobs = controller.get_jobs_info()
     assert {(job.name, job.state.value, job.error) for job in jobs} == {(job.name, "COMPLETED", None) for job in jobs}
-    store = JobStore.from_dict_spec(results)
-    store.connect()
-    assert not differences(answer(store, PROJECT), expected)
+    with closing(JobStore.from_dict_spec(results)) as store:
+        store.connect()
+        assert not differences(answer(store, PROJECT), expected)
     assert Counter((tmp_path / CALCULATIONS).read_text().splitlines()) == calculations
