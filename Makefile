@@ -4,8 +4,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 GPAW   := $(VENV)/.gpaw
+REMOTE := $(VENV)/remote
 
-.PHONY: install dft demo test cluster lint slow clean
+.PHONY: install dft demo test cluster remote lint slow clean
 
 install: $(STAMP)
 
@@ -33,6 +34,18 @@ test: dft lint
 # Searches by qlaunch through a Slurm of one node; and on a MongoDB, if MONGODB_URI names one. What cannot run is skipped.
 cluster: install
 	$(BIN)/python -m pytest tests/cluster -m "slurm or mongo"
+
+# Searches by jobflow-remote. It wants an older pymongo: an environment that sees all of $(VENV), but for what differs.
+remote: $(REMOTE)/.installed
+	$(REMOTE)/bin/python -m pytest tests/cluster tests/workflows -m remote
+
+$(REMOTE)/.installed: $(STAMP) constraints-remote.txt
+	$(BIN)/python -m venv --clear --without-pip $(REMOTE)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > $(REMOTE)/main.pth
+	mv $(REMOTE)/main.pth $(REMOTE)/lib/python*/site-packages
+	$(REMOTE)/bin/python -m pip install -q -c constraints-remote.txt jobflow-remote
+	touch $@
 
 lint: install
 	$(BIN)/ruff check .

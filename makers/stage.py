@@ -9,11 +9,13 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jobflow import CURRENT_JOB, Job, JobConfig, JobStore, Maker, OnMissing, job
+from jobflow import CURRENT_JOB, SETTINGS, Job, JobConfig, JobStore, Maker, OnMissing, job
+from maggma.stores import MemoryStore
 from monty.json import MontyDecoder, MSONable, jsanitize
 
 from csp.state import Ledger, SearchState
 from makers.blobs import LedgerBlob, ModelBlob, StructureBatch
+from makers.errors import ConfigError
 from makers.stores import write_blobs_first
 
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ def stage_job(
     def decorate(make: Callable[..., Any]) -> Callable[..., Job]:
         @wraps(make)
         def safely_stored(*args: object, **kwargs: object) -> object:
-            write_blobs_first(current_store())
+            write_blobs_first(_given_store())
             return make(*args, **kwargs)
 
         declared: Callable[..., Job] = declare(safely_stored)
@@ -88,7 +90,11 @@ def stage_job(
 
 
 def current_store() -> JobStore:
-    """Return the job store of the running job.
+    """Return the job store in which the results of the whole search lie, for use within one of its jobs.
+
+    jobflow-remote gives a job a store of its own, empty files from which it takes the output when the job has ended.
+    Jobs of a search read what others have found and keep each label as soon as it is known, so they then ask for the
+    store that jobflow is configured for where they run.
 
     Returns
     -------
@@ -97,9 +103,26 @@ def current_store() -> JobStore:
 
     Raises
     ------
+    ConfigError
+        If jobflow-remote runs the job and jobflow is configured for no store.
     RuntimeError
         If called outside of a stage's job.
     """
+    store = _given_store()
+    if not type(store.docs_store).__module__.startswith("jobflow_remote."):
+        return store
+    store = SETTINGS.JOB_STORE
+    if type(store.docs_store) is MemoryStore:
+        raise ConfigError(
+            "jobflow-remote gives its jobs an empty store, and jobflow is configured for no other here: let the "
+            "worker's pre_run export JOBFLOW_CONFIG_FILE, a file that names the project's JOB_STORE"
+        )
+    store.connect()
+    return store
+
+
+def _given_store() -> JobStore:
+    """Return the store into which jobflow will write the output of the running job."""
     store = CURRENT_JOB.store
     if store is None:
         raise RuntimeError("no job is running here: a stage's function was called outside of its job")

@@ -70,6 +70,23 @@ def test_a_unique_index_refuses_and_leaves_no_trace(client):
     assert sorted(doc["number"] for doc in jobs.find()) == [1, 2]
 
 
+def test_what_a_dropped_index_refused_is_taken_also_after_kill_9(double, client):
+    jobs = client.lab.jobs
+    jobs.create_index("number", unique=True)
+    jobs.create_index("state")
+    jobs.insert_one({"number": 1})
+    jobs.drop_index("number_1")
+    double.kill()
+    double.start()
+    assert set(jobs.index_information()) == {"_id_", "state_1"}  # reads are tried again when a connection is gone
+    jobs.insert_one({"number": 1})
+    jobs.drop_indexes()
+    assert set(jobs.index_information()) == {"_id_"}
+    assert jobs.count_documents({"number": 1}) == 2
+    with pytest.raises(OperationFailure, match="index not found"):
+        jobs.drop_index("state_1")
+
+
 def test_a_counter_counts_every_client_once(double, client):
     client.lab.counter.insert_one({"n": 0})
 

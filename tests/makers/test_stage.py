@@ -20,11 +20,13 @@ from csp.state import Ledger
 from makers.advance import AdvanceMaker
 from makers.blobs import LedgerBlob, ModelBlob, StructureBatch
 from makers.documents import GenerateCounts, GenerateDoc
+from makers.errors import ConfigError
 from makers.generate import GenerateMaker
 from makers.relax import RelaxMaker
 from makers.report import ReportMaker
 from makers.select import SelectMaker
 from makers.stage import Handle, Stage, StageMaker, current_store, job_uuid, seed_sequence, stage_job
+from makers.stores import embedded_job_store
 from makers.train import TrainMaker
 
 
@@ -118,6 +120,38 @@ def test_models_go_to_the_blob_store():
 def test_no_stage_runs_outside_of_its_job():
     with pytest.raises(RuntimeError, match="outside of its job"):
         current_store()
+
+
+class FilesOfOneJob(MemoryStore):
+    """Stands for the empty store that jobflow-remote gives to a job."""
+
+    __module__ = "jobflow_remote.remote.data"
+
+
+def results_seen_by_a_job_of_jobflow_remote(given: JobStore) -> list[str]:
+    @stage_job()
+    def look() -> list[str]:
+        return [doc["uuid"] for doc in current_store().query({})]
+
+    job = look()
+    run_locally(job, store=given, log=False, raise_immediately=True)
+    return given.get_output(job.uuid)
+
+
+def test_jobs_of_jobflow_remote_reach_the_results_of_others(monkeypatch, tmp_path):
+    results = embedded_job_store(tmp_path)
+    results.connect()
+    results.docs_store.update({"uuid": "earlier", "index": 1}, key=["uuid", "index"])
+    monkeypatch.setattr("jobflow.SETTINGS.JOB_STORE", results)
+    given = JobStore(FilesOfOneJob(), additional_stores={"data": MemoryStore()})
+    assert results_seen_by_a_job_of_jobflow_remote(given) == ["earlier"]
+    assert results.count({}) == given.count({}) == 1  # its output is for jobflow-remote to take
+
+
+def test_jobs_of_jobflow_remote_say_if_they_cannot_reach_them(job_store):
+    given = JobStore(FilesOfOneJob(), additional_stores={"data": job_store.additional_stores["data"]})
+    with pytest.raises(ConfigError, match="JOBFLOW_CONFIG_FILE"):
+        results_seen_by_a_job_of_jobflow_remote(given)
 
 
 def test_tolerant_jobs_run_without_their_parents(job_store):

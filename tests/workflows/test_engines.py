@@ -58,9 +58,10 @@ def test_jobs_survive_being_written_down(tiny_config):
         assert jsanitize(read.as_dict(), strict=True, enum_values=True) == written
 
 
+@pytest.mark.remote
 def test_jobs_become_documents_of_jobflow_remote(tiny_config):
     data = pytest.importorskip(
-        "jobflow_remote.jobs.data", reason="jobflow-remote wants an environment of its own (pymongo below 4.11)"
+        "jobflow_remote.jobs.data", reason="jobflow-remote has its own environment: `make remote`"
     )
     for number, (job, parents) in enumerate(jobs_of(tiny_config())):
         document = data.get_initial_job_doc_dict(

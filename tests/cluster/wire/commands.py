@@ -1,4 +1,4 @@
-"""The commands of MongoDB that FireWorks, jobflow, maggma and pymongo send, answered by mongomock."""
+"""The commands of MongoDB that FireWorks, jobflow, jobflow-remote, maggma and pymongo send, answered by mongomock."""
 
 from __future__ import annotations
 
@@ -154,6 +154,14 @@ class Commands:
                 unique = {"unique": True} if content.get("unique") else {}
                 rows.append({"v": 2, "key": dict(content["key"]), "name": index} | unique)
         return self._cursor(f"{database.name}.{name}", rows, command)
+
+    def on_dropindexes(self, database: Database, name: str, command: Document) -> Document:
+        collection = database[name]
+        there = [index for index in collection._store.indexes if index != "_id_"]
+        for index in there if command["index"] == "*" else [command["index"]]:
+            collection.drop_index(index)
+            self.notes.append({"database": database.name, "collection": name, "unindex": index})
+        return {"nIndexesWas": 1 + len(there)}
 
     # -- writing
 

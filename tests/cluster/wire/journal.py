@@ -63,6 +63,8 @@ def apply(client: mongomock.MongoClient, record: Record) -> None:
     store = database[record["collection"]]._store
     if "index" in record:
         store.create_index(record["name"], record["index"] | {"key": [tuple(part) for part in record["index"]["key"]]})
+    elif "unindex" in record:
+        store.drop_index(record["unindex"])
     elif "put" in record:
         document = bson.decode(record["put"])
         store[document["_id"]] = document
