@@ -116,7 +116,7 @@ class Engine:
             Results, in the order in which they finish.
         """
         refused: list[Relaxed] = []
-        jobs = screened(jobs, refused)
+        jobs = screened(jobs, refused, getattr(self.potential, "elements", None))
         n_slots = max(1, self.limit // SLOT_ATOMS)
         first = _take(jobs, self.limit, n_slots)
         full = len(first) == n_slots or sum(len(job.atoms) for job in first) >= self.limit

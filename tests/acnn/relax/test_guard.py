@@ -14,7 +14,7 @@ from ase.neighborlist import neighbor_list
 
 from acnn.batch import Batch
 from acnn.config import RelaxConfig
-from acnn.errors import ConfigError, DataError, NumericalError
+from acnn.errors import ConfigError, NumericalError
 from acnn.neighbors import build_neighbors
 from acnn.relax import FailureReason, Relaxed, RelaxStatus, guard, relax
 from acnn.relax.cache import NeighborCache
@@ -139,6 +139,23 @@ def test_starts_that_cannot_be_evaluated_are_set_aside():
     assert only.reason == FailureReason.VOLUME
 
 
+def test_what_is_no_crystal_of_known_elements_is_set_aside_by_itself():
+    class Picky(Morse):
+        elements = ("Al", "Cu")
+
+    frames = random_crystals(4, 2)
+    flat, unknown, dummy = (frames[0].copy() for _ in range(3))
+    flat.cell[2] = flat.cell[1]
+    unknown.symbols[0] = "Si"
+    dummy.symbols[0] = "X"
+    bad = [flat, unknown, dummy, Atoms("Al", positions=[[0, 0, 0]]), Atoms(cell=np.eye(3), pbc=True)]
+    alone = list(relax(frames, Picky(), RelaxConfig(), pressure_gpa=0.0))
+    results = list(relax([frames[0], *bad, frames[1]], Picky(), RelaxConfig(), pressure_gpa=0.0))
+    assert [r.reason for r in results] == ["", "volume", "unknown_element", *["no_crystal"] * 3, ""]
+    assert {r.status for r in results[1:6]} == {RelaxStatus.UNSAFE}
+    assert [results[0].energy, results[6].energy] == [r.energy for r in alone]
+
+
 def test_starts_whose_neighbors_could_not_be_counted_are_set_aside():
     good = random_crystals(4, 1)[0]
     away, thin, hidden, torn = good.copy(), good.copy(), good.copy(), good.copy()
@@ -239,15 +256,15 @@ def test_constraints_that_are_not_kept_are_mentioned_once(caplog: pytest.LogCapt
     ]
 
 
-def test_bad_input_is_refused_by_number():
+def test_pressures_that_do_not_fit_the_structures_are_refused():
     good = random_crystals(0, 1)[0]
-    with pytest.raises(DataError, match="structure 1"):
-        list(relax([good, Atoms("H")], Morse(), RelaxConfig(), pressure_gpa=0.0))
     with pytest.raises(ConfigError, match="pressure_gpa"):
         list(relax([good, good], Morse(), RelaxConfig(), pressure_gpa=[0.0]))
     with pytest.raises(ConfigError, match="of 1 structures, got 2"):
         list(relax([good], Morse(), RelaxConfig(), pressure_gpa=[0.0, 1.0]))
     with pytest.raises(ConfigError, match="pressure_gpa"):
         list(relax(iter([good, good]), Morse(), RelaxConfig(), pressure_gpa=[0.0]))
+    with pytest.raises(ConfigError, match="of 1 structures, got 2"):
+        list(relax(iter([good]), Morse(), RelaxConfig(), pressure_gpa=[0.0, 1.0]))
     with pytest.raises(ConfigError, match="finite"):
         list(relax([good], Morse(), RelaxConfig(), pressure_gpa=np.nan))
