@@ -61,38 +61,24 @@ class Minimizer:
     ----------
     n_slots
         Structures held.
+    width
+        Rows of a point.
     settings
         Step length and history.
     device
         Where the tensors live.
     """
 
-    def __init__(self, n_slots: int, settings: RelaxConfig, device: torch.device) -> None:
+    def __init__(self, n_slots: int, width: int, settings: RelaxConfig, device: torch.device) -> None:
         def zeros(*shape: int) -> torch.Tensor:
             return torch.zeros((n_slots, *shape), dtype=torch.float64, device=device)
 
         self.max_step = settings.max_step
-        self.width = 4
-        self.point, self.gradient, self.trial = zeros(4, 3), zeros(4, 3), zeros(4, 3)
+        self.point, self.gradient, self.trial = zeros(width, 3), zeros(width, 3), zeros(width, 3)
         self.enthalpy, self.start_enthalpy, self.slope, self.radius = zeros(), zeros(), zeros(), zeros()
         self.rejections = torch.zeros(n_slots, dtype=torch.int64, device=device)
         self.started = torch.zeros(n_slots, dtype=torch.bool, device=device)
-        self.history = History(n_slots, settings.history, 12, device)
-
-    def widen(self, width: int) -> None:
-        """Make room for structures with more coordinates.
-
-        Parameters
-        ----------
-        width
-            New number of rows of a point.
-        """
-        extra = (0, 0, 0, width - self.width)
-        self.point = torch.nn.functional.pad(self.point, extra)
-        self.gradient = torch.nn.functional.pad(self.gradient, extra)
-        self.trial = torch.nn.functional.pad(self.trial, extra)
-        self.history.widen(3 * width)
-        self.width = width
+        self.history = History(n_slots, settings.history, 3 * width, device)
 
     def start(self, rows: torch.Tensor, point: torch.Tensor) -> None:
         """Begin new structures.

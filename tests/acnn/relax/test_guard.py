@@ -18,8 +18,11 @@ from acnn.errors import ConfigError, NumericalError
 from acnn.neighbors import build_neighbors
 from acnn.relax import FailureReason, Relaxed, RelaxStatus, guard, relax
 from acnn.relax.cache import NeighborCache
-from acnn.relax.engine import affordable
 from acnn.relax.guard import distance_table
+from acnn.relax.lbfgs import History
+from acnn.relax.memory import affordable
+from acnn.relax.minimizer import Minimizer
+from acnn.relax.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -212,6 +215,36 @@ def test_running_out_of_memory_halves_the_batch(fail: Callable[[], None]):
     large = random_crystals(5, 1, (24, 24))
     with pytest.raises(NumericalError, match="one structure of 24 atoms"):
         list(relax(large, Small(), RelaxConfig(), pressure_gpa=0.0))
+
+
+@pytest.mark.parametrize("fail", [ask_for_too_much, refuse_on_a_gpu])
+@pytest.mark.parametrize(("owner", "method"), [(Pool, "enter"), (Minimizer, "start"), (History, "__init__")])
+def test_running_out_of_memory_with_those_that_enter_halves_the_batch(
+    monkeypatch: pytest.MonkeyPatch, fail: Callable[[], None], owner: type, method: str
+):
+    frames = random_crystals(5, 40, (2, 6))
+    before = list(relax(frames, Morse(), RelaxConfig(), pressure_gpa=0.0))
+    refused: list[int] = []
+    original = getattr(owner, method)
+
+    def small(self: object, first: int | list[int] | torch.Tensor, *rest: object) -> object:
+        n_slots = first if isinstance(first, int) else len(first)
+        if n_slots > 6:
+            refused.append(n_slots)
+            fail()
+        return original(self, first, *rest)
+
+    monkeypatch.setattr(owner, method, small)
+    results = list(relax(frames, Morse(), RelaxConfig(), pressure_gpa=0.0))
+    assert [r.index for r in results] == list(range(40))
+    assert [r.n_steps for r in results] == [r.n_steps for r in before]
+    assert 0 < len(refused) <= 8
+
+
+def test_no_memory_for_the_slots_of_one_structure_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Pool, "enter", lambda *_: refuse_on_a_gpu())
+    with pytest.raises(NumericalError, match="one structure of 5 atoms"):
+        list(relax(random_crystals(5, 3, (5, 5)), Morse(), RelaxConfig(), pressure_gpa=0.0))
 
 
 def test_neighbors_that_cannot_be_kept_are_searched_again(monkeypatch: pytest.MonkeyPatch):
