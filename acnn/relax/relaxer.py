@@ -156,20 +156,22 @@ def _request(potential: PotentialLike, settings: RelaxConfig, table: np.ndarray)
 
 
 def _logged(results: Iterator[Relaxed]) -> Iterator[Relaxed]:
-    """Log the progress every half minute."""
+    """Log the progress every half minute, and at the end."""
     start = last = time.monotonic()
     counts: Counter[str] = Counter()
+
+    def log(now: float) -> None:
+        seconds = max(now - start, 1e-9)
+        rate = counts.total() / seconds
+        logger.info("%d structures in %.1f s, %.1f a second: %s", counts.total(), seconds, rate, dict(counts))
+
     for result in results:
         counts[result.status.value] += 1
-        now = time.monotonic()
-        if now - last > LOG_SECONDS:
-            last = now
-            logger.info(
-                "%d structures, %.1f a second: %s", counts.total(), counts.total() / (now - start), dict(counts)
-            )
+        if time.monotonic() - last > LOG_SECONDS:
+            last = time.monotonic()
+            log(last)
         yield result
-    seconds = time.monotonic() - start
-    logger.info("%d structures in %.1f s: %s", counts.total(), seconds, dict(counts))
+    log(time.monotonic())
 
 
 def read_jobs(frames: Iterable[Atoms], pressure_gpa: float | Sequence[float] | np.ndarray) -> Iterator[Job]:

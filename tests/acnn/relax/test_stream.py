@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -14,7 +15,7 @@ from acnn.cli import main
 from acnn.config import ModelConfig, RelaxConfig
 from acnn.errors import ConfigError, DataError
 from acnn.nn.potential import Potential
-from acnn.relax import stream
+from acnn.relax import relaxer, stream
 from acnn.relax.stream import relax_file
 
 if TYPE_CHECKING:
@@ -70,6 +71,23 @@ def test_wrong_settings_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     command = ["relax", str(tmp_path / "in.extxyz"), "--model", str(tmp_path / "model.acnn")]
     assert main([*command, "--out", str(tmp_path / "out.extxyz"), *change]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_command_without_terminal_tells_its_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(relaxer, "LOG_SECONDS", 0.0)
+    write(tmp_path / "in.extxyz", random_crystals(15, 2, (2, 3)))
+    model = ModelConfig(n_radial=4, channels=2, mixed_channels=2, hidden=(4,), members=1, dtype="float64")
+    checkpoint.save(Potential(model, ["Al", "Cu"], seed=1), tmp_path / "model.acnn")
+    names = [str(tmp_path / name) for name in ("in.extxyz", "model.acnn", "out.extxyz")]
+    assert main(["relax", names[0], "--model", names[1], "--out", names[2], "--fmax", "0.5"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [re.sub(r"[\d.]+ s, [\d.]+ a", "T s, R a", line.split(":")[0]) for line in lines] == [
+        "1 structures in T s, R a second",
+        "2 structures in T s, R a second",
+        "2 structures in T s, R a second",
+    ]
 
 
 def test_a_file_is_read_as_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
