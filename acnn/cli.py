@@ -14,8 +14,11 @@ from acnn.errors import AcnnError, ConfigError, DataError, ModelError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
     from ase import Atoms
     from pydantic import BaseModel
+
+    from acnn.relax.interface import PotentialLike
 
 Kind = TypeVar("Kind", bound="BaseModel")
 
@@ -63,7 +66,11 @@ def _add_evaluate(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the c
 def _add_relax(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the class private
     command = commands.add_parser("relax", help="relax positions and cells at a pressure")
     command.add_argument("data", type=Path, help="structures, extxyz")
-    command.add_argument("--model", type=Path, required=True, help="file of the potential")
+    command.add_argument(
+        "--model",
+        required=True,
+        help="file of the potential; or torchsim:MODULE:FUNCTION, called with device=, that gives a TorchSim model",
+    )
     command.add_argument("--pressure", type=float, default=0.0, help="GPa; default 0")
     command.add_argument("--out", type=Path, required=True, help="relaxed structures with their status, extxyz")
     command.add_argument("--config", type=Path, help="YAML or JSON with the section relax")
@@ -144,7 +151,6 @@ def _relax(args: argparse.Namespace) -> None:
     """Relax a file and say how its structures ended."""
     from tqdm import tqdm
 
-    from acnn import checkpoint
     from acnn.config import RelaxConfig
     from acnn.device import choose_device
     from acnn.relax.stream import relax_file
@@ -154,11 +160,14 @@ def _relax(args: argparse.Namespace) -> None:
     given = {name: value for name, value in asked.items() if value is not None}
     settings = _section("relax", RelaxConfig, {**(content.get("relax") or {}), **given})
     _set_threads(1)
+    potential = _load_potential(args.model, choose_device(settings.device))
+    if not sys.stderr.isatty():  # a batch job: lines with the rate in place of a bar
+        logging.getLogger("acnn.relax").setLevel(logging.INFO)
     with tqdm(disable=None, unit="crystal") as bar:
         counts = relax_file(
             args.data,
             args.out,
-            checkpoint.load(args.model).to(choose_device(settings.device)),
+            potential,
             settings,
             pressure_gpa=args.pressure,
             folder=args.work_dir,
@@ -166,6 +175,16 @@ def _relax(args: argparse.Namespace) -> None:
         )
     for outcome, count in sorted(counts.items()):
         sys.stdout.write(f"{count:8d}  {outcome}\n")
+
+
+def _load_potential(model: str, device: torch.device) -> PotentialLike:
+    """Load a potential from its file, or a TorchSim model by the function that makes it."""
+    from acnn import checkpoint
+    from acnn.relax import torchsim
+
+    if model.startswith("torchsim:"):
+        return torchsim.load(model.removeprefix("torchsim:"), device)
+    return checkpoint.load(Path(model)).to(device)
 
 
 def _set_threads(threads: int | None) -> None:
@@ -292,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0, or 2 for wrong settings, 130 if interrupted, or 1 for another error.
     """
     args = build_parser().parse_args(arguments)
-    logging.getLogger("acnn").addHandler(logging.StreamHandler())
+    logging.getLogger("acnn").handlers = [logging.StreamHandler()]  # of this call only
     try:
         args.run(args)
     except AcnnError as exc:

@@ -44,6 +44,20 @@ def promises(potential: Potential, frames: list[Atoms], results: list[Relaxed], 
     assert residual < 1.02 * RESIDUAL_GPA, f"largest residual {residual} GPa in double precision"
 
 
+def converged(forces: torch.Tensor, stress: torch.Tensor, system: torch.Tensor) -> torch.Tensor:
+    """Hold forces (eV/Å) and stresses (eV/Å^3) of structures without pressure against the criterion, one by one."""
+    largest = torch.zeros(len(stress), dtype=forces.dtype).scatter_reduce(0, system, forces.norm(dim=1), "amax")
+    return (largest < FMAX) & (stress.abs().amax((1, 2)) / GPa < RESIDUAL_GPA)
+
+
+def count_converged(potential: Potential, ends: list[Atoms]) -> int:
+    """Count the ends of a relaxation that fulfil the criterion, as the potential itself sees them."""
+    batch = Batch.from_atoms(ends, potential.dtype, "cpu")
+    output = potential.compute(batch)
+    slack = 1.02  # of what rounding of the positions may change
+    return int(converged(output.forces / slack, output.stress / slack, batch.system).sum())
+
+
 def under_pressure(potential: Potential, frames: list[Atoms], pressure_gpa: float) -> dict[str, Any]:
     """Relax some under pressure and check the same."""
     results = list(relax(frames, potential, RelaxConfig(), pressure_gpa=pressure_gpa))

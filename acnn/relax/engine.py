@@ -1,20 +1,15 @@
-"""The structures in flight: finished ones leave, new ones enter, every step is judged."""
+"""The structures in flight: finished ones leave, new ones enter, those of similar size side by side."""
 
 from __future__ import annotations
 
-import logging
-import math
-from dataclasses import dataclass, fields
+from collections import defaultdict, deque
 from typing import TYPE_CHECKING
 
 import torch
 
 from acnn.errors import NumericalError
-from acnn.relax.cache import NeighborCache
-from acnn.relax.guard import CODE, CODES, GPA, RETRIED, closest_ratio, first_broken
-from acnn.relax.minimizer import Minimizer, Trial
-from acnn.relax.pool import Job, Pool
-from acnn.relax.result import FailureReason, Relaxed, RelaxStatus
+from acnn.relax.lane import Lane
+from acnn.relax.memory import Budget, affordable, is_refusal
 from acnn.relax.screen import screened
 
 if TYPE_CHECKING:
@@ -24,57 +19,14 @@ if TYPE_CHECKING:
 
     from acnn.config import RelaxConfig
     from acnn.relax.interface import PotentialLike
-
-logger = logging.getLogger(__name__)
-
-RETRIES = 5
-"""Steps of a structure that may end beyond a limit, and be shortened, before it counts as unsafe."""
-
-CPU_ATOMS = 4096
-"""Atoms in flight on a CPU: enough to hide the overhead of a step."""
-
-CUDA_ATOMS = 500_000
-"""Most atoms in flight on a GPU."""
-
-ATOM_BYTES = 150_000
-"""Memory that an atom in flight takes on a GPU, neighbours and history included; measured."""
-
-SPARE = 0.8
-"""Part of a GPU's free memory that is used."""
-
-ATOM_ENERGY = 10.0
-"""Typical energy that a network gives to an atom, eV."""
+    from acnn.relax.pool import Job
+    from acnn.relax.result import Relaxed
 
 SLOT_ATOMS = 8
 """Atoms of the smallest structures for which there are enough slots."""
 
-
-@dataclass(frozen=True)
-class Found:
-    """What the potential and the guards say of the trial points of some slots.
-
-    Attributes
-    ----------
-    trial
-        Enthalpies and gradients.
-    codes
-        Number of the limit that is broken, 0 if none, shape (n,).
-    energy
-        Energies, shape (n,), eV.
-    spread
-        Standard deviation of the committee, shape (n,), eV/atom.
-    fmax
-        Largest forces, shape (n,), eV/Å.
-    residual
-        Largest components of stress plus pressure, shape (n,), GPa.
-    """
-
-    trial: Trial
-    codes: torch.Tensor
-    energy: torch.Tensor
-    spread: torch.Tensor
-    fmax: torch.Tensor
-    residual: torch.Tensor
+SPREAD = 6
+"""Slots that a structure goes into have room for at most this many times its atoms; measured, more lanes cost too."""
 
 
 class Engine:
@@ -94,13 +46,11 @@ class Engine:
         device = torch.device(potential.device)
         self.potential = potential
         self.settings = settings
-        self.limit = settings.batch_atoms or affordable(device)
-        self.together = math.inf
         self.table = torch.as_tensor(table, dtype=potential.dtype, device=device) * settings.bonds_scale
-        self.pool = Pool(0, device)
-        self.device = device
-        self.retried = torch.tensor([CODE[reason] for reason in RETRIED], device=device)
-        self.n_calls = 0
+        self.budget = Budget(settings.batch_atoms or affordable(device))
+        self.lanes: list[Lane] = []
+        self.waiting: deque[Job] = deque()
+        self.ended = False
 
     def run(self, jobs: Iterator[Job]) -> Iterator[Relaxed]:
         """Relax jobs until none is left.
@@ -116,249 +66,68 @@ class Engine:
             Results, in the order in which they finish.
         """
         refused: list[Relaxed] = []
-        jobs = screened(jobs, refused)
-        n_slots = max(1, self.limit // SLOT_ATOMS)
-        first = _take(jobs, self.limit, n_slots)
-        full = len(first) == n_slots or sum(len(job.atoms) for job in first) >= self.limit
-        self._allocate(n_slots if full else max(1, len(first)))
-        self._enter(first)
-        while self.pool.used.any():
-            yield from self._advance()
+        jobs = screened(jobs, refused, getattr(self.potential, "elements", None))
+        self._enter(self._take(jobs))
+        while self.lanes or self.waiting:
+            for lane in self.lanes:
+                yield from lane.advance()
             yield from refused
             refused.clear()
-            vacant = self.pool.n_vacant
-            room = self.limit - int((self.pool.numbers[self.pool.used] > 0).sum())
-            if vacant * 8 >= self.pool.n_slots or room * 8 >= self.limit:
-                self._enter(_take(jobs, room, vacant))
+            self.lanes = [lane for lane in self.lanes if lane.pool.n_used]
+            self._enter(self._take(jobs))
         yield from refused
 
-    def _allocate(self, n_slots: int) -> None:
-        """Make empty slots."""
-
-        def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-            return torch.zeros((n_slots, *shape), dtype=dtype, device=self.device)
-
-        self.pool = Pool(n_slots, self.device)
-        self.minimizer = Minimizer(n_slots, self.settings, self.device)
-        cutoff, skin = self.potential.cutoff, self.settings.skin
-        self.neighbors = NeighborCache(n_slots, cutoff, skin, self.potential.dtype, self.device)
-        self.n_steps = zeros(dtype=torch.int64)
-        self.n_beyond = zeros(dtype=torch.int64)
-        self.start_volume, self.start_energy = zeros(), zeros()
-        self.energy, self.spread, self.fmax, self.residual = zeros(), zeros(), zeros(), zeros()
+    def _take(self, jobs: Iterator[Job]) -> list[Job]:
+        """Take as many structures as may enter; those that had to wait come first."""
+        taken: list[Job] = []
+        n_atoms = 0
+        n_most = max(1, self.budget.limit // SLOT_ATOMS) - sum(lane.pool.n_used for lane in self.lanes)
+        while n_atoms < self.budget.room and len(taken) < n_most:
+            job = self.waiting.popleft() if self.waiting else next(jobs, None)
+            if job is None:
+                self.ended = True
+                break
+            taken.append(job)
+            n_atoms += len(job.atoms)
+        return taken
 
     def _enter(self, jobs: list[Job]) -> None:
-        """Put structures into vacant slots."""
-        if not jobs:
-            return
-        width = max(len(job.atoms) for job in jobs)
-        if width > self.pool.width:
-            self.pool.widen(width)
-            self.minimizer.widen(3 + width)
-        rows = self.pool.enter(jobs)
-        self.minimizer.start(rows, self.pool.point[rows])
-        self.neighbors.forget(rows)
-        self.n_steps[rows] = 0
-        self.n_beyond[rows] = 0
-        self.start_volume[rows] = torch.linalg.det(self.pool.start_cell[rows]).abs()
-        for values in (self.energy, self.spread, self.fmax, self.residual, self.start_energy):
-            values[rows] = torch.nan
-
-    def _advance(self) -> list[Relaxed]:
-        """Evaluate every trial point once, judge it, and propose the next."""
-        rows = self.pool.active()
-        found = self._evaluate(rows)
-        beyond = found.codes > 0
-        self.n_steps[rows] += 1
-        self.n_beyond[rows] = self.n_beyond[rows] + beyond
-        patient = (
-            torch.isin(found.codes, self.retried) & (self.n_beyond[rows] <= RETRIES) & self.minimizer.started[rows]
-        )
-        accept = self.minimizer.judge(rows, found.trial)
-        self._record(rows, found, accept)
-        codes = self._verdict(rows, torch.where(patient, 0, found.codes))
-        done = codes >= 0
-        results = self._finish(rows[done], codes[done]) if bool(done.any()) else []
-        self.minimizer.propose(rows[~done])
-        return results
-
-    def _verdict(self, rows: torch.Tensor, fatal: torch.Tensor) -> torch.Tensor:
-        """Give the number of the reason for which each structure ends; 0 if converged, -1 if it goes on."""
-        settings = self.settings
-        stalled = self.minimizer.stalled(rows)
-        late = self.n_steps[rows] >= settings.max_steps
-        quiet = (self.fmax[rows] < settings.fmax) & (self.residual[rows] < settings.stress_gpa)
-        codes = torch.full_like(rows, -1)
-        codes = torch.where(stalled, CODE[FailureReason.STALLED], codes)
-        codes = torch.where(late, CODE[FailureReason.MAX_STEPS], codes)
-        codes = torch.where(quiet & self.minimizer.started[rows], 0, codes)
-        return torch.where(fatal > 0, fatal, codes)
-
-    def _evaluate(self, rows: torch.Tensor) -> Found:
-        """Evaluate the trial points, in halves if the memory does not suffice or did not before."""
-        n_atoms = int((self.pool.numbers[rows] > 0).sum())
-        if n_atoms <= self.together or len(rows) == 1:
+        """Put structures into slots; those for which there is no memory wait until others have left."""
+        groups = self._by_width(jobs)
+        for n_entered, (width, group) in enumerate(groups):
             try:
-                return self._evaluate_once(rows)
+                lane = self._lane(width, len(group))
+                lane.enter(group)
             except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not is_refusal(error):
                     raise
-                if len(rows) == 1:
+                n_atoms = sum(len(job.atoms) for job in group)
+                if len(group) == 1 and not self.budget.in_flight and self.budget.limit <= n_atoms:
                     raise NumericalError(f"out of memory with one structure of {n_atoms} atoms in flight") from error
-                self.together = n_atoms // 2
-                self.limit = max(1, min(self.limit, n_atoms // 2))
-                self.neighbors.release()
-                logger.warning("out of memory with %d atoms in flight: continuing with %d", n_atoms, self.limit)
-        half = len(rows) // 2
-        return _join(self._evaluate(rows[:half]), self._evaluate(rows[half:]))
+                self.waiting.extendleft(job for _, later in groups[n_entered:] for job in later)
+                self.budget.halve(self.budget.in_flight + n_atoms)
+                for lane in self.lanes:
+                    lane.neighbors.release()
+                return
+            if lane not in self.lanes:
+                self.lanes.append(lane)
 
-    def _evaluate_once(self, rows: torch.Tensor) -> Found:
-        """Ask the potential at the trial points, and hold them against the limits."""
-        dtype = self.potential.dtype
-        geometry = self.pool.geometry(rows, self.minimizer.trial[rows])
-        batch, present = self.pool.batch(rows, geometry, dtype)
-        neighbors = self.neighbors.update(rows, geometry, present, batch)
-        output = self.potential.compute(batch, neighbors)
-        self.n_calls += 1
-        forces = torch.zeros_like(geometry.positions)
-        forces[present] = output.forces.detach().double()
-        forces -= (forces.sum(1) / present.sum(1)[:, None])[:, None] * present[:, :, None]
-        energy = output.energy.detach().double()
-        pressure = self.pool.pressure[rows]
-        stress = output.stress.detach().double()
-        stress = 0.5 * (stress + stress.mT)
-        residual = stress + pressure[:, None, None] * torch.eye(3, dtype=torch.float64, device=self.device)
-        gradient = self.pool.gradient(rows, geometry, forces, residual)
-        enthalpy = energy + pressure * geometry.volumes
-        ratio = closest_ratio(batch, neighbors, self.table)
-        counts = present.sum(1)
-        start = torch.where(self.minimizer.started[rows], self.start_energy[rows], energy)
-        codes = first_broken(
-            self.settings,
-            ratio=ratio,
-            volume_per_atom=geometry.volumes / counts,
-            growth=geometry.volumes / self.start_volume[rows],
-            drop=(start - energy) / counts,
-            stress=stress.abs().amax((1, 2)),
-            finite=torch.isfinite(enthalpy) & torch.isfinite(gradient).all(2).all(1),
-        )
-        return Found(
-            trial=Trial(enthalpy, _noise(output.energy, dtype, counts), gradient, codes == 0),
-            codes=codes,
-            energy=energy,
-            spread=output.energy_spread.detach().double(),
-            fmax=forces.norm(dim=2).amax(1),
-            residual=residual.abs().amax((1, 2)) / GPA,
-        )
+    def _by_width(self, jobs: list[Job]) -> list[tuple[int, list[Job]]]:
+        """Sort structures by the width of the slots that they go into."""
+        by_size: dict[int, list[Job]] = defaultdict(list)
+        for job in jobs:
+            by_size[len(job.atoms)].append(job)
+        groups: dict[int, list[Job]] = {lane.width: [] for lane in self.lanes}
+        for size in sorted(by_size, reverse=True):
+            width = max((width for width in groups if size <= width <= SPREAD * max(size, SLOT_ATOMS)), default=size)
+            groups.setdefault(width, []).extend(by_size[size])
+        return [(width, group) for width, group in groups.items() if group]
 
-    def _record(self, rows: torch.Tensor, found: Found, accept: torch.Tensor) -> None:
-        """Keep what is known of the points that were accepted, and of starts that were not."""
-        keep = accept | ~self.minimizer.started[rows]
-        kept = rows[keep]
-        self.energy[kept] = found.energy[keep]
-        first = rows[accept & self.start_energy[rows].isnan()]
-        self.start_energy[first] = self.energy[first]
-        self.spread[kept] = found.spread[keep]
-        self.fmax[kept] = found.fmax[keep]
-        self.residual[kept] = found.residual[keep]
-
-    def _finish(self, rows: torch.Tensor, codes: torch.Tensor) -> list[Relaxed]:
-        """Hand out structures and vacate their slots."""
-        geometry = self.pool.geometry(rows, self.minimizer.point[rows])
-        cells, positions = geometry.cells.cpu().numpy(), geometry.positions.cpu().numpy()
-        enthalpy = (self.energy[rows] + self.pool.pressure[rows] * geometry.volumes).tolist()
-        values = torch.stack(
-            [self.fmax[rows], self.residual[rows], self.energy[rows], self.spread[rows]], dim=1
-        ).tolist()
-        n_steps, started = self.n_steps[rows].tolist(), self.minimizer.started[rows].tolist()
-        results = []
-        for k, (slot, code) in enumerate(zip(rows.tolist(), codes.tolist(), strict=True)):
-            reason = CODES[code - 1] if code else None
-            atoms = self.pool.atoms(slot, cells[k], positions[k])
-            status = _status(reason)
-            fmax, residual, energy, spread = values[k]
-            results.append(
-                Relaxed(
-                    index=self.pool.job(slot).index,
-                    atoms=atoms,
-                    status=status,
-                    reason=reason.value if reason else "",
-                    n_steps=n_steps[k],
-                    fmax=fmax,
-                    stress_residual_gpa=residual,
-                    energy=energy,
-                    enthalpy=enthalpy[k],
-                    spread=spread,
-                    last_safe=atoms.copy() if status is RelaxStatus.UNSAFE and started[k] else None,
-                )
-            )
-        self.pool.leave(rows)
-        return results
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Tell whether memory was refused; PyTorch has an error of its own for a GPU's memory only."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def _status(reason: FailureReason | None) -> RelaxStatus:
-    """Say how a structure ended from the reason why it did not converge."""
-    if reason is None:
-        return RelaxStatus.CONVERGED
-    if reason in (FailureReason.MAX_STEPS, FailureReason.STALLED):
-        return RelaxStatus.UNCONVERGED
-    return RelaxStatus.UNSAFE
-
-
-def _noise(energy: torch.Tensor, dtype: torch.dtype, counts: torch.Tensor) -> torch.Tensor:
-    """Estimate the rounding of energies, eV: of the total, or of the atoms' where they were summed more exactly."""
-    eps = torch.finfo(dtype).eps
-    if energy.dtype is torch.float64 and dtype is not torch.float64:
-        return 2.0 * eps * ATOM_ENERGY * counts
-    return 4.0 * eps * energy.detach().double().abs()
-
-
-def _take(jobs: Iterator[Job], n_atoms: int, n_jobs: int | None = None) -> list[Job]:
-    """Read jobs until they have so many atoms together, or until there are enough."""
-    taken: list[Job] = []
-    total = 0
-    while total < n_atoms and (n_jobs is None or len(taken) < n_jobs):
-        job = next(jobs, None)
-        if job is None:
-            break
-        taken.append(job)
-        total += len(job.atoms)
-    return taken
-
-
-def _join(first: Found, second: Found) -> Found:
-    """Put two halves together."""
-
-    def both(one: object, other: object, kind: type) -> dict[str, torch.Tensor]:
-        names = [field.name for field in fields(kind) if field.name != "trial"]
-        return {name: torch.cat([getattr(one, name), getattr(other, name)]) for name in names}
-
-    trial = Trial(**both(first.trial, second.trial, Trial))
-    return Found(trial=trial, **both(first, second, Found))
-
-
-def affordable(device: torch.device, share: int = 1) -> int:
-    """Choose the number of atoms in flight from the memory of the device.
-
-    Parameters
-    ----------
-    device
-        The device.
-    share
-        Processes that share its memory.
-
-    Returns
-    -------
-    int
-        Atoms.
-    """
-    if device.type == "cpu":
-        return CPU_ATOMS
-    torch.cuda.empty_cache()  # what PyTorch keeps from an earlier relaxation is free too
-    free, total = torch.cuda.mem_get_info(device)
-    return max(1, min(CUDA_ATOMS, int(SPARE * min(free, total / share)) // ATOM_BYTES))
+    def _lane(self, width: int, n_jobs: int) -> Lane:
+        """Find a lane with enough vacant slots, or make one."""
+        for lane in self.lanes:
+            if lane.width == width and lane.pool.n_vacant >= n_jobs:
+                return lane
+        last = self.ended and not self.waiting
+        n_slots = n_jobs if last else max(n_jobs, self.budget.limit // max(SLOT_ATOMS, width // SPREAD))
+        return Lane(self.potential, self.settings, self.table, self.budget, n_slots=n_slots, width=width)

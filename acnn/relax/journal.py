@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
@@ -28,6 +29,9 @@ FLUSH_RESULTS = 500
 
 FLUSH_SECONDS = 30.0
 """Time after which a file is written, s."""
+
+OPEN_PARTS = 128
+"""Files held in memory while results are read back: neighbours in the input lie as far apart as they ended."""
 
 FLOATS = ("fmax", "stress_residual_gpa", "energy", "enthalpy", "spread")
 
@@ -60,7 +64,7 @@ class Journal:
         self._pending: list[tuple[str, Relaxed]] = []
         self._hashes: dict[int, str] = {}
         self._last = time.monotonic()
-        self._open: tuple[Path, dict[str, np.ndarray]] | None = None
+        self._part = lru_cache(OPEN_PARTS)(_columns)
         for path in sorted(folder.glob("part-*.npz")):
             try:
                 indices = _columns(path)["index"]
@@ -145,9 +149,7 @@ class Journal:
 
     def _load(self, job: Job, mark: str, path: Path, row: int) -> Relaxed:
         """Read one result."""
-        if self._open is None or self._open[0] != path:
-            self._open = (path, _columns(path))
-        columns = self._open[1]
+        columns = self._part(path)
         if columns["fingerprint"][row] != mark:
             raise DataError(f"{path}: structure {job.index} is another one than before; expected the same input")
         end = int(columns["n_atoms"][: row + 1].sum())

@@ -51,18 +51,6 @@ class History:
         self.head[rows] = 0
         self.gamma[rows] = 0.0
 
-    def widen(self, width: int) -> None:
-        """Make room for structures with more coordinates.
-
-        Parameters
-        ----------
-        width
-            New number of coordinates.
-        """
-        extra = (0, width - self.steps.shape[2])
-        self.steps = torch.nn.functional.pad(self.steps, extra)
-        self.changes = torch.nn.functional.pad(self.changes, extra)
-
     def add(self, rows: torch.Tensor, step: torch.Tensor, change: torch.Tensor) -> None:
         """Remember a pair for some structures, if its curvature is positive.
 

@@ -18,8 +18,14 @@ FIRST_CURVATURE = 0.02
 SUFFICIENT = 1e-4
 """Part of the decrease promised by the slope that a step must deliver."""
 
+CLOSE = 10.0
+"""Enthalpies that differ by less than this times their rounding error are told apart by their gradients."""
+
+IDLE = 1e-4
+"""A step this much shorter than a stiff bond's answer to the largest force gets nowhere, accepted or not."""
+
 LARGEST_REJECTIONS = 12
-"""Rejected steps in a row after which a structure is given up as stalled."""
+"""Rejected or idle steps in a row after which a structure is given up as stalled."""
 
 
 @dataclass(frozen=True)
@@ -48,44 +54,31 @@ class Minimizer:
     """Batched L-BFGS with a trust radius and a guaranteed descent of the enthalpy.
 
     A trial that does not lower the enthalpy enough is rejected: its curvature is kept, the radius shrinks, and a
-    new direction starts from the last accepted point.
+    new direction starts from the last accepted point. Near a minimum rounding decides which of two enthalpies is the
+    lower; there their difference is taken from the gradients at both ends.
 
     Parameters
     ----------
     n_slots
         Structures held.
+    width
+        Rows of a point.
     settings
         Step length and history.
     device
         Where the tensors live.
     """
 
-    def __init__(self, n_slots: int, settings: RelaxConfig, device: torch.device) -> None:
+    def __init__(self, n_slots: int, width: int, settings: RelaxConfig, device: torch.device) -> None:
         def zeros(*shape: int) -> torch.Tensor:
             return torch.zeros((n_slots, *shape), dtype=torch.float64, device=device)
 
         self.max_step = settings.max_step
-        self.width = 4
-        self.point, self.gradient, self.trial = zeros(4, 3), zeros(4, 3), zeros(4, 3)
+        self.point, self.gradient, self.trial = zeros(width, 3), zeros(width, 3), zeros(width, 3)
         self.enthalpy, self.start_enthalpy, self.slope, self.radius = zeros(), zeros(), zeros(), zeros()
         self.rejections = torch.zeros(n_slots, dtype=torch.int64, device=device)
         self.started = torch.zeros(n_slots, dtype=torch.bool, device=device)
-        self.history = History(n_slots, settings.history, 12, device)
-
-    def widen(self, width: int) -> None:
-        """Make room for structures with more coordinates.
-
-        Parameters
-        ----------
-        width
-            New number of rows of a point.
-        """
-        extra = (0, 0, 0, width - self.width)
-        self.point = torch.nn.functional.pad(self.point, extra)
-        self.gradient = torch.nn.functional.pad(self.gradient, extra)
-        self.trial = torch.nn.functional.pad(self.trial, extra)
-        self.history.widen(3 * width)
-        self.width = width
+        self.history = History(n_slots, settings.history, 3 * width, device)
 
     def start(self, rows: torch.Tensor, point: torch.Tensor) -> None:
         """Begin new structures.
@@ -121,12 +114,14 @@ class Minimizer:
         torch.Tensor
             True where the trial became the new point, shape (n,).
         """
-        rise = trial.enthalpy - self.enthalpy[rows]
-        lower = rise <= SUFFICIENT * self.slope[rows] + trial.noise
-        lower &= trial.enthalpy <= self.start_enthalpy[rows]  # noise must not add up
-        accept = trial.usable & (lower | ~self.started[rows])
         step = (self.trial[rows] - self.point[rows]).flatten(1)
         change = (trial.gradient - self.gradient[rows]).flatten(1)
+        rise = trial.enthalpy - self.enthalpy[rows]
+        by_gradients = self.slope[rows] + 0.5 * (step * change).sum(1)
+        rise = torch.where(rise.abs() < CLOSE * trial.noise, by_gradients, rise)
+        lower = rise <= SUFFICIENT * self.slope[rows]
+        lower &= trial.enthalpy <= self.start_enthalpy[rows]
+        accept = trial.usable & (lower | ~self.started[rows])
         learn = trial.usable & self.started[rows]
         self.history.add(rows[learn], step[learn], change[learn])
         self._adapt(rows, accept, rise, step)
@@ -147,10 +142,11 @@ class Minimizer:
         radius = torch.where(good, (2.0 * radius).clamp(max=self.max_step), radius)
         radius = torch.where(accept, radius, 0.4 * torch.minimum(longest, radius))
         self.radius[rows] = torch.where(self.started[rows] | accept, radius, self.radius[rows])
-        self.rejections[rows] = torch.where(accept, 0, self.rejections[rows] + 1)
+        moved = accept & (longest >= IDLE * FIRST_CURVATURE * self.gradient[rows].norm(dim=2).amax(1))
+        self.rejections[rows] = torch.where(moved, 0, self.rejections[rows] + 1)
 
     def stalled(self, rows: torch.Tensor) -> torch.Tensor:
-        """Tell which structures have had too many rejected steps in a row, shape (n,)."""
+        """Tell which structures have had too many rejected or idle steps in a row, shape (n,)."""
         return self.rejections[rows] >= LARGEST_REJECTIONS
 
     def propose(self, rows: torch.Tensor) -> None:

@@ -14,7 +14,8 @@ import torch
 from torch import multiprocessing
 
 from acnn.errors import NumericalError
-from acnn.relax.engine import Engine, affordable
+from acnn.relax.engine import Engine
+from acnn.relax.memory import affordable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -72,17 +72,19 @@ class Pool:
     ----------
     n_slots
         Structures held at once.
+    width
+        Atoms of the largest structure.
     device
         Where the tensors live.
     """
 
-    def __init__(self, n_slots: int, device: torch.device) -> None:
+    def __init__(self, n_slots: int, width: int, device: torch.device) -> None:
         def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
             return torch.zeros((n_slots, *shape), dtype=dtype, device=device)
 
         self.n_slots = n_slots
         self.device = device
-        self.width = 1
+        self.width = width
         self.jobs: list[Job | None] = [None] * n_slots
         self.used = zeros(dtype=torch.bool)
         self.numbers = zeros(self.width, dtype=torch.int64)
@@ -93,6 +95,11 @@ class Pool:
         self.images = np.zeros((n_slots, self.width, 3))
 
     @property
+    def n_used(self) -> int:
+        """Slots with a structure."""
+        return self.n_slots - self.n_vacant
+
+    @property
     def n_vacant(self) -> int:
         """Slots without a structure."""
         return self.jobs.count(None)
@@ -101,34 +108,36 @@ class Pool:
         """Give the slots in use, shape (n,)."""
         return torch.nonzero(self.used)[:, 0]
 
-    def widen(self, width: int) -> None:
-        """Make room for structures with more atoms.
+    def vacant(self, n_slots: int) -> list[int]:
+        """Find vacant slots.
 
         Parameters
         ----------
-        width
-            New number of atoms of a slot.
-        """
-        extra = width - self.width
-        self.numbers = torch.nn.functional.pad(self.numbers, (0, extra))
-        self.point = torch.nn.functional.pad(self.point, (0, 0, 0, extra))
-        self.images = np.pad(self.images, ((0, 0), (0, extra), (0, 0)))
-        self.width = width
+        n_slots
+            How many are wanted; no more than there are.
 
-    def enter(self, jobs: list[Job]) -> torch.Tensor:
+        Returns
+        -------
+        list[int]
+            The first ones.
+        """
+        return [slot for slot, job in enumerate(self.jobs) if job is None][:n_slots]
+
+    def enter(self, slots: list[int], jobs: list[Job]) -> torch.Tensor:
         """Put structures into vacant slots.
 
         Parameters
         ----------
+        slots
+            The slots.
         jobs
-            At most as many as there are vacant slots, none larger than `width`.
+            A structure for each, none larger than `width`.
 
         Returns
         -------
         torch.Tensor
-            The slots taken, shape (n,).
+            The slots, shape (n,).
         """
-        slots = [k for k, job in enumerate(self.jobs) if job is None][: len(jobs)]
         numbers = np.zeros((len(jobs), self.width), dtype=np.int64)
         positions = np.zeros((len(jobs), 3 + self.width, 3))
         for row, (slot, job) in enumerate(zip(slots, jobs, strict=True)):
@@ -174,17 +183,17 @@ class Pool:
             raise LookupError(f"slot {slot} is vacant")
         return job
 
-    def leave(self, rows: torch.Tensor) -> None:
+    def leave(self, slots: list[int]) -> None:
         """Vacate slots.
 
         Parameters
         ----------
-        rows
-            The slots, shape (n,).
+        slots
+            The slots.
         """
-        for slot in rows.tolist():
+        for slot in slots:
             self.jobs[slot] = None
-        self.used[rows] = False
+        self.used[slots] = False
 
     def geometry(self, rows: torch.Tensor, point: torch.Tensor) -> Geometry:
         """Deform cells and positions.

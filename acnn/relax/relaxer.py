@@ -10,9 +10,8 @@ from collections.abc import Sized
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ase.data import chemical_symbols
 
-from acnn.errors import ConfigError, DataError
+from acnn.errors import ConfigError
 from acnn.relax.engine import Engine
 from acnn.relax.guard import distance_table
 from acnn.relax.journal import Journal
@@ -71,7 +70,7 @@ def relax(
         The end of each structure, in the order of the input.
     """
     table = distance_table(min_distance)
-    jobs = read_jobs(frames, pressure_gpa, getattr(potential, "elements", None))
+    jobs = read_jobs(frames, pressure_gpa)
     if folder is None:
         yield from in_order(_logged(_run(jobs, potential, settings, table)))
         return
@@ -157,25 +156,25 @@ def _request(potential: PotentialLike, settings: RelaxConfig, table: np.ndarray)
 
 
 def _logged(results: Iterator[Relaxed]) -> Iterator[Relaxed]:
-    """Log the progress every half minute."""
+    """Log the progress every half minute, and at the end."""
     start = last = time.monotonic()
     counts: Counter[str] = Counter()
+
+    def log(now: float) -> None:
+        seconds = max(now - start, 1e-9)
+        rate = counts.total() / seconds
+        logger.info("%d structures in %.1f s, %.1f a second: %s", counts.total(), seconds, rate, dict(counts))
+
     for result in results:
         counts[result.status.value] += 1
-        now = time.monotonic()
-        if now - last > LOG_SECONDS:
-            last = now
-            logger.info(
-                "%d structures, %.1f a second: %s", counts.total(), counts.total() / (now - start), dict(counts)
-            )
+        if time.monotonic() - last > LOG_SECONDS:
+            last = time.monotonic()
+            log(last)
         yield result
-    seconds = time.monotonic() - start
-    logger.info("%d structures in %.1f s: %s", counts.total(), seconds, dict(counts))
+    log(time.monotonic())
 
 
-def read_jobs(
-    frames: Iterable[Atoms], pressure_gpa: float | Sequence[float] | np.ndarray, elements: Sequence[str] | None = None
-) -> Iterator[Job]:
+def read_jobs(frames: Iterable[Atoms], pressure_gpa: float | Sequence[float] | np.ndarray) -> Iterator[Job]:
     """Give each structure its number and its pressure.
 
     Parameters
@@ -184,8 +183,6 @@ def read_jobs(
         Structures.
     pressure_gpa
         One pressure, or one for each structure, GPa.
-    elements
-        Those that the potential knows, where it says so.
 
     Yields
     ------
@@ -196,30 +193,21 @@ def read_jobs(
     ------
     ConfigError
         If there are not as many pressures as structures, or one is no number.
-    DataError
-        If a structure is empty, not periodic, has a singular cell or an element that the potential does not know.
     """
     pressures = np.asarray(pressure_gpa, dtype=float)
     if pressures.ndim > 1 or not np.isfinite(pressures).all():
         raise ConfigError(f"pressure_gpa: expected one finite number, or one for each structure, got {pressure_gpa}")
     if pressures.ndim and isinstance(frames, Sized) and len(frames) != len(pressures):
         raise ConfigError(f"pressure_gpa: expected one for each of {len(frames)} structures, got {len(pressures)}")
-    known = np.isin(chemical_symbols, elements or chemical_symbols)
     warned = False
+    n_read = 0
     for index, atoms in enumerate(frames):
         if pressures.ndim and index >= len(pressures):
             raise ConfigError(f"pressure_gpa: expected one for each structure, got {len(pressures)}")
-        if len(atoms) == 0 or not atoms.pbc.all() or _flat(atoms) or (atoms.numbers < 1).any():
-            raise DataError(f"structure {index}: expected atoms in a periodic cell with a volume, got {atoms}")
-        if not known[atoms.numbers].all():
-            raise DataError(f"structure {index}: the potential knows {', '.join(elements or ())}, got {atoms.symbols}")
+        n_read += 1
         if atoms.constraints and not warned:
             logger.warning("structure %d: constraints are not kept, all atoms and the cell are relaxed", index)
             warned = True
         yield Job(index, atoms, float(pressures[index] if pressures.ndim else pressures))
-
-
-def _flat(atoms: Atoms) -> bool:
-    """Tell whether a cell has no volume; one that holds no numbers is set aside later, by itself."""
-    cell = atoms.cell.array
-    return bool(np.isfinite(cell).all()) and np.linalg.det(cell) == 0
+    if pressures.ndim and n_read != len(pressures):
+        raise ConfigError(f"pressure_gpa: expected one for each of {n_read} structures, got {len(pressures)}")

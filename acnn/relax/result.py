@@ -21,6 +21,8 @@ class RelaxStatus(StrEnum):
 class FailureReason(StrEnum):
     """Why a structure did not converge."""
 
+    NO_CRYSTAL = "no_crystal"
+    UNKNOWN_ELEMENT = "unknown_element"
     TOO_CLOSE = "too_close"
     VOLUME = "volume"
     ENERGY = "energy"

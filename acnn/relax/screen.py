@@ -6,13 +6,14 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ase.data import chemical_symbols
 from ase.geometry import minkowski_reduce
 
 from acnn.relax.guard import SMALLEST_VOLUME
 from acnn.relax.result import FailureReason, Relaxed, RelaxStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ase import Atoms
 
@@ -25,7 +26,7 @@ SHORTEST = 0.3
 """Distance of an atom from its own image below which a structure is not worth looking at, Å."""
 
 
-def screened(jobs: Iterator[Job], refused: list[Relaxed]) -> Iterator[Job]:
+def screened(jobs: Iterator[Job], refused: list[Relaxed], elements: Sequence[str] | None = None) -> Iterator[Job]:
     """Pass on the structures that can be evaluated at all.
 
     Parameters
@@ -34,14 +35,17 @@ def screened(jobs: Iterator[Job], refused: list[Relaxed]) -> Iterator[Job]:
         Structures.
     refused
         Where the results of the others are put.
+    elements
+        Those that the potential knows, where it says so.
 
     Yields
     ------
     Job
         A structure.
     """
+    known = np.isin(chemical_symbols, elements or chemical_symbols)
     for job in jobs:
-        reason = _reason(job.atoms)
+        reason = _reason(job.atoms, known)
         if reason is None:
             yield job
             continue
@@ -51,9 +55,13 @@ def screened(jobs: Iterator[Job], refused: list[Relaxed]) -> Iterator[Job]:
         )
 
 
-def _reason(atoms: Atoms) -> FailureReason | None:
+def _reason(atoms: Atoms, known: np.ndarray) -> FailureReason | None:
     """Say why a structure cannot be evaluated."""
     cell = atoms.cell.array
+    if len(atoms) == 0 or not atoms.pbc.all() or (atoms.numbers < 1).any():
+        return FailureReason.NO_CRYSTAL
+    if not known[atoms.numbers].all():
+        return FailureReason.UNKNOWN_ELEMENT
     if not (np.abs(atoms.positions).max() < FARTHEST and np.abs(cell).max() < FARTHEST):
         return FailureReason.NOT_FINITE
     volume = abs(np.linalg.det(cell))

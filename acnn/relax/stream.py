@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from io import StringIO
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -58,6 +58,8 @@ def read_stream(path: Path) -> Iterator[Atoms]:
                 n_read += 1
                 atoms.calc = None
                 yield atoms
+    except DataError:
+        raise
     except (OSError, ValueError, KeyError, IndexError, StopIteration, AssertionError, UnknownFileTypeError) as error:
         raise DataError(f"{path}: structure {n_read} cannot be read: {error}") from error
     if n_read == 0:
@@ -67,16 +69,23 @@ def read_stream(path: Path) -> Iterator[Atoms]:
 def _portions(path: Path) -> Iterator[StringIO]:
     """Cut an extxyz file into pieces; ASE would note the place of every structure before it reads the first."""
     with path.open() as file:
-        lines: list[str] = []
-        for number, first in enumerate(file, start=1):
-            if not first.strip():
-                break
-            lines += [first, *islice(file, int(first) + 1)]
-            if number % PORTION == 0:
-                yield StringIO("".join(lines))
-                lines = []
-        if lines:
+        frames = _texts(path, file)
+        while lines := list(chain.from_iterable(islice(frames, PORTION))):
             yield StringIO("".join(lines))
+
+
+def _texts(path: Path, file: Iterator[str]) -> Iterator[list[str]]:
+    """Give the lines of each structure of an extxyz file; lines between them may be blank."""
+    number = 0
+    for first in file:
+        number += 1
+        if not first.strip():
+            continue
+        if not first.strip().isdecimal():
+            raise DataError(f"{path}: line {number}: expected the number of atoms of a structure, got {first.strip()}")
+        lines = [first, *islice(file, int(first) + 1)]
+        number += len(lines) - 1
+        yield lines
 
 
 def annotated(result: Relaxed, pressure_gpa: float) -> Atoms:
@@ -152,10 +161,16 @@ def relax_file(
     """
     if not out.resolve().parent.is_dir():
         raise ConfigError(f"{out}: its folder does not exist")
+    if out.is_dir():
+        raise ConfigError(f"{out}: expected a file to write to, this is a folder")
     counts: Counter[str] = Counter()
     partial = out.with_name(out.name + ".partial")
     try:
-        with partial.open("w") as file:
+        file = partial.open("w")
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written: {error}") from error
+    try:
+        with file:
             frames = read_stream(source)
             for result in relax(frames, potential, settings, pressure_gpa=pressure_gpa, folder=folder):
                 write(file, annotated(result, pressure_gpa), format="extxyz")

@@ -72,6 +72,17 @@ class TorchSimPotential:
         self.device = torch.device(model.device)
         self._masses = torch.as_tensor(atomic_masses, dtype=self.dtype, device=self.device)
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Give the model's weights, so that results kept on disk are told from those of another model.
+
+        Returns
+        -------
+        dict[str, torch.Tensor]
+            Weights by name; empty where the model has none.
+        """
+        state = getattr(self.model, "state_dict", None)
+        return dict(state()) if state is not None else {}
+
     def compute(self, batch: Batch, neighbors: Neighbors | None = None) -> TorchSimOutput:  # noqa: ARG002 - the model has its own
         """Evaluate all structures of a batch.
 
@@ -103,3 +114,33 @@ class TorchSimPotential:
             stress=found["stress"].detach(),
             energy_spread=torch.zeros_like(found["energy"]) if spread is None else spread.detach(),
         )
+
+
+def load(place: str, device: torch.device) -> TorchSimPotential:
+    """Make a potential by calling a function that gives a TorchSim model.
+
+    Parameters
+    ----------
+    place
+        ``module:function``; called with ``device=``, and free in the model's floating type.
+    device
+        Where the model shall live.
+
+    Returns
+    -------
+    TorchSimPotential
+        The model as a potential.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such function.
+    """
+    module, _, name = place.partition(":")
+    try:
+        factory = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"torchsim:{place}: expected torchsim:MODULE:FUNCTION that can be imported: {error}"
+        ) from error
+    return TorchSimPotential(factory(device=device))

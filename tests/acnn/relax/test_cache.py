@@ -34,9 +34,8 @@ def close_pairs(neighbors: Neighbors, batch: Batch) -> list[tuple[int, int, floa
 def test_kept_neighbors_are_complete_while_structures_move(skin: float):
     rng = np.random.default_rng(1)
     frames = random_crystals(20, 5, (1, 9))
-    pool = Pool(8, torch.device("cpu"))
-    pool.widen(9)
-    rows = pool.enter([Job(k, atoms, 0.0) for k, atoms in enumerate(frames)])
+    pool = Pool(8, 9, torch.device("cpu"))
+    rows = pool.enter(list(range(5)), [Job(k, atoms, 0.0) for k, atoms in enumerate(frames)])
     cache = NeighborCache(8, CUTOFF, skin, torch.float64, torch.device("cpu"))
     point = pool.point[rows]
     for step in range(12):

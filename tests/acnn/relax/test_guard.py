@@ -14,12 +14,15 @@ from ase.neighborlist import neighbor_list
 
 from acnn.batch import Batch
 from acnn.config import RelaxConfig
-from acnn.errors import ConfigError, DataError, NumericalError
+from acnn.errors import ConfigError, NumericalError
 from acnn.neighbors import build_neighbors
 from acnn.relax import FailureReason, Relaxed, RelaxStatus, guard, relax
 from acnn.relax.cache import NeighborCache
-from acnn.relax.engine import affordable
 from acnn.relax.guard import distance_table
+from acnn.relax.lbfgs import History
+from acnn.relax.memory import affordable
+from acnn.relax.minimizer import Minimizer
+from acnn.relax.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,6 +142,23 @@ def test_starts_that_cannot_be_evaluated_are_set_aside():
     assert only.reason == FailureReason.VOLUME
 
 
+def test_what_is_no_crystal_of_known_elements_is_set_aside_by_itself():
+    class Picky(Morse):
+        elements = ("Al", "Cu")
+
+    frames = random_crystals(4, 2)
+    flat, unknown, dummy = (frames[0].copy() for _ in range(3))
+    flat.cell[2] = flat.cell[1]
+    unknown.symbols[0] = "Si"
+    dummy.symbols[0] = "X"
+    bad = [flat, unknown, dummy, Atoms("Al", positions=[[0, 0, 0]]), Atoms(cell=np.eye(3), pbc=True)]
+    alone = list(relax(frames, Picky(), RelaxConfig(), pressure_gpa=0.0))
+    results = list(relax([frames[0], *bad, frames[1]], Picky(), RelaxConfig(), pressure_gpa=0.0))
+    assert [r.reason for r in results] == ["", "volume", "unknown_element", *["no_crystal"] * 3, ""]
+    assert {r.status for r in results[1:6]} == {RelaxStatus.UNSAFE}
+    assert [results[0].energy, results[6].energy] == [r.energy for r in alone]
+
+
 def test_starts_whose_neighbors_could_not_be_counted_are_set_aside():
     good = random_crystals(4, 1)[0]
     away, thin, hidden, torn = good.copy(), good.copy(), good.copy(), good.copy()
@@ -197,6 +217,36 @@ def test_running_out_of_memory_halves_the_batch(fail: Callable[[], None]):
         list(relax(large, Small(), RelaxConfig(), pressure_gpa=0.0))
 
 
+@pytest.mark.parametrize("fail", [ask_for_too_much, refuse_on_a_gpu])
+@pytest.mark.parametrize(("owner", "method"), [(Pool, "enter"), (Minimizer, "start"), (History, "__init__")])
+def test_running_out_of_memory_with_those_that_enter_halves_the_batch(
+    monkeypatch: pytest.MonkeyPatch, fail: Callable[[], None], owner: type, method: str
+):
+    frames = random_crystals(5, 40, (2, 6))
+    before = list(relax(frames, Morse(), RelaxConfig(), pressure_gpa=0.0))
+    refused: list[int] = []
+    original = getattr(owner, method)
+
+    def small(self: object, first: int | list[int] | torch.Tensor, *rest: object) -> object:
+        n_slots = first if isinstance(first, int) else len(first)
+        if n_slots > 6:
+            refused.append(n_slots)
+            fail()
+        return original(self, first, *rest)
+
+    monkeypatch.setattr(owner, method, small)
+    results = list(relax(frames, Morse(), RelaxConfig(), pressure_gpa=0.0))
+    assert [r.index for r in results] == list(range(40))
+    assert [r.n_steps for r in results] == [r.n_steps for r in before]
+    assert 0 < len(refused) <= 8
+
+
+def test_no_memory_for_the_slots_of_one_structure_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Pool, "enter", lambda *_: refuse_on_a_gpu())
+    with pytest.raises(NumericalError, match="one structure of 5 atoms"):
+        list(relax(random_crystals(5, 3, (5, 5)), Morse(), RelaxConfig(), pressure_gpa=0.0))
+
+
 def test_neighbors_that_cannot_be_kept_are_searched_again(monkeypatch: pytest.MonkeyPatch):
     frames = random_crystals(5, 4)
     kept = list(relax(frames, Morse(), RelaxConfig(), pressure_gpa=0.0))
@@ -239,15 +289,15 @@ def test_constraints_that_are_not_kept_are_mentioned_once(caplog: pytest.LogCapt
     ]
 
 
-def test_bad_input_is_refused_by_number():
+def test_pressures_that_do_not_fit_the_structures_are_refused():
     good = random_crystals(0, 1)[0]
-    with pytest.raises(DataError, match="structure 1"):
-        list(relax([good, Atoms("H")], Morse(), RelaxConfig(), pressure_gpa=0.0))
     with pytest.raises(ConfigError, match="pressure_gpa"):
         list(relax([good, good], Morse(), RelaxConfig(), pressure_gpa=[0.0]))
     with pytest.raises(ConfigError, match="of 1 structures, got 2"):
         list(relax([good], Morse(), RelaxConfig(), pressure_gpa=[0.0, 1.0]))
     with pytest.raises(ConfigError, match="pressure_gpa"):
         list(relax(iter([good, good]), Morse(), RelaxConfig(), pressure_gpa=[0.0]))
+    with pytest.raises(ConfigError, match="of 1 structures, got 2"):
+        list(relax(iter([good]), Morse(), RelaxConfig(), pressure_gpa=[0.0, 1.0]))
     with pytest.raises(ConfigError, match="finite"):
         list(relax([good], Morse(), RelaxConfig(), pressure_gpa=np.nan))

@@ -12,8 +12,9 @@ from analytic import Morse, random_crystals
 
 from acnn.config import RelaxConfig
 from acnn.errors import ConfigError, DataError, NumericalError
-from acnn.relax import parallel, relax
+from acnn.relax import journal, parallel, relax
 from acnn.relax.guard import distance_table
+from acnn.relax.journal import Journal
 from acnn.relax.parallel import relax_parallel
 from acnn.relax.pool import Job
 
@@ -104,6 +105,24 @@ def test_a_torn_file_is_told_and_its_structures_are_relaxed_again(tmp_path: Path
         assert "part-000000.npz cannot be read" in caplog.text
         newest = max(tmp_path.glob("part-*.npz"))
         newest.unlink()  # what was relaxed again
+
+
+def test_parts_whose_structures_alternate_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    jobs = [Job(k, atoms, 0.0) for k, atoms in enumerate(random_crystals(7, 8, (2, 2)))]
+    results = list(relax([job.atoms for job in jobs], Morse(), SETTINGS, pressure_gpa=0.0))
+    written = Journal(tmp_path, {})
+    assert list(written.remaining(iter(jobs))) == jobs
+    for first in range(2):
+        for result in results[first::2]:
+            written.add(result)
+        written.flush()
+    opened: list[Path] = []
+    read = journal._columns
+    monkeypatch.setattr(journal, "_columns", lambda path: opened.append(path) or read(path))
+    again = Journal(tmp_path, {})
+    opened.clear()
+    assert [kept.energy for kept in again.remaining(iter(jobs))] == [result.energy for result in results]
+    assert sorted(path.name for path in opened) == ["part-000000.npz", "part-000001.npz"]
 
 
 def test_what_is_done_is_not_held(tmp_path: Path):

@@ -16,6 +16,9 @@ from ase.optimize import BFGS, FIRE
 
 from acnn.config import RelaxConfig
 from acnn.relax import RelaxStatus, relax
+from acnn.relax.engine import Engine
+from acnn.relax.guard import distance_table
+from acnn.relax.pool import Job
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -153,3 +156,34 @@ def test_a_hundred_structures_of_very_different_size():
     results = list(relax(frames, Morse(), RelaxConfig(fmax=0.1, stress_gpa=1.0), pressure_gpa=0.0))
     assert [len(r.atoms) for r in results] == [len(f) for f in frames]
     assert all(r.status is not RelaxStatus.UNSAFE for r in results)
+
+
+def test_large_structures_leave_the_slots_of_small_ones_narrow():
+    frames = random_crystals(16, 1, (80, 80)) + random_crystals(12, 60, (2, 6))
+    alone = list(relax(frames[1:], Morse(), RelaxConfig(max_steps=60), pressure_gpa=0.0))
+    engine = Engine(Morse(), RelaxConfig(max_steps=60), distance_table(None))
+    padded: list[int] = []
+    results = {}
+    for result in engine.run(Job(k, atoms, 0.0) for k, atoms in enumerate(frames)):
+        results[result.index] = result
+        padded.append(sum(lane.pool.numbers.numel() for lane in engine.lanes))
+    assert max(padded) <= 80 + 60 * 6
+    assert sorted(results) == list(range(61))
+    for one in alone:
+        assert results[one.index + 1].energy == pytest.approx(one.energy, abs=1e-9)
+        assert results[one.index + 1].n_steps == one.n_steps
+
+
+def test_lanes_end_with_their_structures():
+    sizes = [*range(1, 60, 3)] * 2
+    frames = [atoms for size in sizes for atoms in random_crystals(size, 1, (size, size))]
+    engine = Engine(Morse(), RelaxConfig(batch_atoms=64, max_steps=20), distance_table(None))
+    widths = []
+    indices = []
+    for result in engine.run(Job(k, atoms, 0.0) for k, atoms in enumerate(frames)):
+        indices.append(result.index)
+        widths.append([lane.width for lane in engine.lanes])
+    assert sorted(indices) == list(range(len(frames)))
+    assert max(len(found) for found in widths) <= 4
+    assert not engine.lanes
+    assert engine.budget.in_flight == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -12,9 +13,9 @@ from ase.io import read, write
 from acnn import checkpoint
 from acnn.cli import main
 from acnn.config import ModelConfig, RelaxConfig
-from acnn.errors import DataError
+from acnn.errors import ConfigError, DataError
 from acnn.nn.potential import Potential
-from acnn.relax import stream
+from acnn.relax import relaxer, stream
 from acnn.relax.stream import relax_file
 
 if TYPE_CHECKING:
@@ -72,6 +73,23 @@ def test_wrong_settings_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert message in capsys.readouterr().err
 
 
+def test_a_command_without_terminal_tells_its_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(relaxer, "LOG_SECONDS", 0.0)
+    write(tmp_path / "in.extxyz", random_crystals(15, 2, (2, 3)))
+    model = ModelConfig(n_radial=4, channels=2, mixed_channels=2, hidden=(4,), members=1, dtype="float64")
+    checkpoint.save(Potential(model, ["Al", "Cu"], seed=1), tmp_path / "model.acnn")
+    names = [str(tmp_path / name) for name in ("in.extxyz", "model.acnn", "out.extxyz")]
+    assert main(["relax", names[0], "--model", names[1], "--out", names[2], "--fmax", "0.5"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [re.sub(r"[\d.]+ s, [\d.]+ a", "T s, R a", line.split(":")[0]) for line in lines] == [
+        "1 structures in T s, R a second",
+        "2 structures in T s, R a second",
+        "2 structures in T s, R a second",
+    ]
+
+
 def test_a_file_is_read_as_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stream, "PORTION", 2)
     path = tmp_path / "in.extxyz"
@@ -85,14 +103,48 @@ def test_a_file_is_read_as_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         next(found)
 
 
-def test_an_unknown_element_is_named_with_its_structure(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    strange = random_crystals(15, 1, (2, 2), symbols="SiSi")
-    write(tmp_path / "in.extxyz", random_crystals(15, 3, (2, 3)) + strange)
+def test_structures_that_cannot_be_relaxed_are_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    frames = random_crystals(15, 5, (2, 3))
+    frames[1].symbols[0] = "Si"
+    frames[3].cell[2] = frames[3].cell[1]
+    write(tmp_path / "in.extxyz", frames)
     model = ModelConfig(n_radial=4, channels=2, mixed_channels=2, hidden=(4,), members=1, dtype="float64")
     checkpoint.save(Potential(model, ["Al", "Cu"], seed=1), tmp_path / "model.acnn")
-    command = ["relax", str(tmp_path / "in.extxyz"), "--model", str(tmp_path / "model.acnn")]
-    assert main([*command, "--out", str(tmp_path / "out.extxyz")]) == 1
-    assert "structure 3: the potential knows Al, Cu, got Si2" in capsys.readouterr().err
+    names = [str(tmp_path / name) for name in ("in.extxyz", "model.acnn", "out.extxyz")]
+    assert main(["relax", names[0], "--model", names[1], "--out", names[2], "--fmax", "0.5"]) == 0
+    reasons = [atoms.info["relax_reason"] for atoms in read(names[2], index=":")]
+    assert (reasons[1], reasons[3]) == ("unknown_element", "volume")
+    assert not {reasons[0], reasons[2], reasons[4]} & {"unknown_element", "volume"}
+    assert "1  unsafe: unknown_element\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("portion", [1, 2, 64])
+def test_blank_lines_between_structures_lose_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, portion: int):
+    monkeypatch.setattr(stream, "PORTION", portion)
+    frames = random_crystals(17, 4, (1, 4))
+    texts = []
+    for atoms in frames:
+        write(tmp_path / "one.extxyz", atoms)
+        texts.append((tmp_path / "one.extxyz").read_text())
+    path = tmp_path / "in.extxyz"
+    path.write_text("\n" + "\n \n".join(texts) + "\n\n")
+    assert [len(atoms) for atoms in stream.read_stream(path)] == [len(atoms) for atoms in frames]
+    lines = len(path.read_text().splitlines())
+    with path.open("a") as file:
+        file.write("Al 0 0 0\n")
+    with pytest.raises(DataError, match=rf"in\.extxyz: line {lines + 1}: expected the number of atoms .* got Al 0 0 0"):
+        list(stream.read_stream(path))
+
+
+@pytest.mark.parametrize("taken", ["out.extxyz", "out.extxyz.partial"])
+def test_output_that_cannot_be_written_is_told_before_any_work(tmp_path: Path, taken: str):
+    write(tmp_path / "in.extxyz", random_crystals(14, 1, (2, 2)))
+    (tmp_path / taken).mkdir()
+    potential = Morse()
+    with pytest.raises(ConfigError, match=r"out\.extxyz: .*this is a folder|out\.extxyz: cannot be written"):
+        relax_file(tmp_path / "in.extxyz", tmp_path / "out.extxyz", potential, RelaxConfig(), pressure_gpa=0.0)
+    assert potential.n_calls == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"in.extxyz", taken}
 
 
 def test_an_interruption_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
