@@ -90,7 +90,7 @@ def ours(
         atoms.info["request"] = request.index
         made.append(atoms)
 
-    refused = Pool(settings, knowledge).work(tasks, accept)
+    refused = Pool(settings, knowledge, knowledge.elements).work(tasks, accept)
     return made, refused, time.process_time() - started
 
 

@@ -17,7 +17,7 @@ class GenerateConfig(Settings):
     n_initial: int = Field(200, ge=1, description="Random crystals labelled unrelaxed before the first training.")
     n_structures: int = Field(1000, ge=1, description="Trial crystals per generation.")
     chunk_size: int = Field(10_000, ge=1, description="Trial crystals per job, at most.")
-    atoms: tuple[int, int] = Field((2, 16), description="Least and most atoms in the primitive cell.")
+    atoms: tuple[int, int] = Field((1, 16), description="Least and most atoms in the primitive cell.")
     compositions: tuple[str, ...] | None = Field(
         None,
         description="Formulae to search, taken literally as one formula unit; null searches every composition.",

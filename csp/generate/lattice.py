@@ -46,8 +46,8 @@ def random_lattice(group: SpaceGroup, rng: np.random.Generator, volume: float) -
         determinant = 1 + 2 * cosines.prod() - (cosines**2).sum()
         flat = determinant < LEAST_VOLUME**2
     metric = (metric_average(group.number) @ (metric * np.outer(lengths, lengths)).ravel()).reshape(3, 3)
-    cell = group.basis @ np.linalg.cholesky(metric)
-    scaled: Floats = cell * (volume / abs(np.linalg.det(cell))) ** (1 / 3)
+    upright = np.linalg.cholesky(metric)
+    scaled: Floats = group.basis @ upright * (volume / (group.share * upright.diagonal().prod())) ** (1 / 3)
     return scaled
 
 

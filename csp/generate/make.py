@@ -127,7 +127,7 @@ def generate(  # noqa: PLR0913 - one call serves every source
         atoms.info = {"name": name, "family": name, **atoms.info}
         made[request.index] = atoms
 
-    refused = Pool(settings, knowledge).work(requests, accept)
+    refused = Pool(settings, knowledge, elements).work(requests, accept)
     atoms = [made[i] for i in sorted(made)]
     return Generated(atoms, n, len(atoms), refused)
 
