@@ -125,11 +125,7 @@ def _read_formula(formula: str, symbols: tuple[str, ...]) -> list[int]:
 
 def _varied(symbols: tuple[str, ...], settings: GenerateConfig) -> Ints:
     """List every reduced formula of the system that the settings allow, shape (n, n_elements)."""
-    strange = sorted(set(settings.element_ranges) - set(symbols))
-    if strange:
-        raise ConfigError(
-            f"generate.element_ranges: expected elements of {'-'.join(symbols)}, got {', '.join(strange)}"
-        )
+    _check_ranges(symbols, settings)
     formulae = reduced_compositions(len(symbols), settings.atoms[1])
     total = formulae.sum(axis=1)
     low = np.maximum(settings.formula_units[0], -(-settings.atoms[0] // total))
@@ -152,6 +148,15 @@ def _varied(symbols: tuple[str, ...], settings: GenerateConfig) -> Ints:
     present = formulae > 0
     order = np.lexsort((formulae.sum(axis=1), present @ (1 << np.arange(len(symbols))), present.sum(axis=1)))
     return np.asarray(formulae[order], dtype=np.int64)  # subsystems together, so that each gets its exact share
+
+
+def _check_ranges(symbols: tuple[str, ...], settings: GenerateConfig) -> None:
+    """Refuse ranges of elements that the system has not."""
+    strange = sorted(set(settings.element_ranges) - set(symbols))
+    if strange:
+        raise ConfigError(
+            f"generate.element_ranges: expected elements of {'-'.join(symbols)}, got {', '.join(strange)}"
+        )
 
 
 @lru_cache(maxsize=8)
@@ -281,32 +286,23 @@ class CompositionRule:
         Chemical symbols of the system.
     settings
         Compositions, formula units, atoms, ranges, charge balance.
+
+    Raises
+    ------
+    ConfigError
+        If a listed composition or a range can never be met.
     """
 
     def __init__(self, elements: Sequence[str], settings: GenerateConfig) -> None:
         self.symbols = tuple(dict.fromkeys(elements))
         self.settings = settings
+        _check_ranges(self.symbols, settings)
         self.listed: dict[tuple[int, ...], list[int]] | None = None
         if settings.compositions is not None:
             self.listed = {}
             for row in _listed(self.symbols, settings).tolist():
                 self.listed.setdefault(_reduced(row), []).append(gcd(*row))
         self._known: dict[tuple[int, ...], str] = {}
-
-    def allows(self, counts: Mapping[str, int]) -> bool:
-        """Tell whether a cell may be made.
-
-        Parameters
-        ----------
-        counts
-            Atoms by element.
-
-        Returns
-        -------
-        bool
-            True where there is nothing to object.
-        """
-        return not self.objection(counts)
 
     def objection(self, counts: Mapping[str, int]) -> str:
         """Tell why a cell may not be made.

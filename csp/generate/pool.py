@@ -91,10 +91,10 @@ class Pool:
 
     Notes
     -----
-    Whatever the source, a structure is handed out only if all of this holds of the finished crystal: no pair closer than
-    its least distance, the symmetry that it is said to have, and a number of atoms and a composition that the settings
-    allow. Otherwise it is drawn again, and refused in the end: ``crowded``, ``symmetry``, ``atoms``, ``formula_units``,
-    ``composition``; or ``time``, or for the reason of the source.
+    Whatever the source, a structure is handed out only if all of this holds of the finished crystal: no pair closer
+    than its least distance, the symmetry that it is said to have, and a number of atoms and a composition that the
+    settings allow. Otherwise it is drawn again, and refused in the end: ``crowded``, ``symmetry``, ``atoms``,
+    ``formula_units``, ``composition``; or ``time``, or for the reason of the source.
     """
 
     def __init__(self, settings: GenerateConfig, knowledge: Knowledge, elements: Sequence[str]) -> None:
@@ -142,18 +142,29 @@ class Pool:
 
     def _attempt(self, request: Request) -> str:
         """Draw a proposal for a request; answer the reason where it has to be refused."""
-        if request.seconds >= self.settings.time_limit_s:
-            return "time"
-        if request.attempts >= self.settings.max_attempts:
-            return request.reason
-        started = time.perf_counter()
-        request.attempts += 1
-        answer = request.propose(request.rng)
-        request.seconds += time.perf_counter() - started
-        if isinstance(answer, str):
-            return answer
-        request.proposal = answer
-        return "too_dense" if self._too_far(answer.trial) else ""
+        while request.attempts < self.settings.max_attempts:
+            if request.seconds >= self.settings.time_limit_s:
+                return "time"
+            started = time.perf_counter()
+            request.attempts += 1
+            answer = request.propose(request.rng)
+            request.seconds += time.perf_counter() - started
+            if isinstance(answer, str):
+                return answer
+            request.reason = self._objection(answer)
+            if not request.reason:
+                request.proposal = answer
+                return "too_dense" if self._too_far(answer.trial) else ""
+        return request.reason
+
+    def _counts(self, trial: Trial) -> dict[str, int]:
+        """Count atoms by element."""
+        numbers = np.bincount(trial.kinds[trial.owner], minlength=len(self.elements)).tolist()
+        return {symbol: n for symbol, n in zip(self.elements, numbers, strict=True) if n}
+
+    def _objection(self, proposal: Proposal) -> str:
+        """Tell why the settings do not allow what a proposal consists of; "" if they do."""
+        return "" if proposal.given else self.rule.objection(self._counts(proposal.trial))
 
     def _too_far(self, trial: Trial) -> bool:
         """Tell whether some least distance is longer than the cell leaves room for."""
@@ -182,20 +193,17 @@ class Pool:
 
     def _finished(self, proposal: Proposal) -> Atoms | str:
         """Turn a finished trial into a crystal, checked once more by independent means, or tell what is wrong."""
-        trial = proposal.trial
-        kinds = trial.kinds[trial.owner]
-        fractions = trial.fractions()
-        numbers = np.bincount(kinds, minlength=len(self.elements)).tolist()
-        counts = {symbol: n for symbol, n in zip(self.elements, numbers, strict=True) if n}
-        if not proposal.given and (objection := self.rule.objection(counts)):
+        if objection := self._objection(proposal):
             return objection
+        trial = proposal.trial
+        kinds, fractions = trial.kinds[trial.owner], trial.fractions()
         if not trial.is_symmetric(fractions):
             return "symmetry"
         atoms = Atoms(numbers=self.numbers[kinds], cell=trial.cell, scaled_positions=fractions, pbc=True)
         if least_excess(atoms, self.distances[np.ix_(kinds, kinds)]) < -ROUNDING:
             return "crowded"
         atoms.info.update(proposal.info)
-        atoms.info["formula"] = reduced_formula(counts)
+        atoms.info["formula"] = reduced_formula(self._counts(trial))
         return atoms
 
     def _portions(self, requests: list[Request]) -> list[list[Request]]:

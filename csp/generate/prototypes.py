@@ -3,7 +3,7 @@
 import gzip
 import json
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -58,8 +58,9 @@ class Prototype:
     @cached_property
     def operations(self) -> tuple[Floats, Floats]:
         """Rotations (n, 3, 3) and translations (n, 3) of its symmetry, in fractions of its cell."""
+        cell = self.cell.tolist(), self.fractions.tolist(), (self.kinds + 1).tolist()
         with quiet():
-            found = spglib.get_symmetry((self.cell, self.fractions, self.kinds + 1), symprec=SYMPREC)
+            found = spglib.get_symmetry(cell, symprec=SYMPREC)
         if found is None:
             raise DataError(f"spglib finds no symmetry in the prototype {self.name}")
         return np.asarray(found["rotations"], dtype=float), np.asarray(found["translations"])
@@ -165,7 +166,7 @@ def _normalised(weights: Sequence[float]) -> Floats:
     return values / values.sum() if len(values) else values
 
 
-def _decorations(rule: CompositionRule, groups: Set[int]) -> dict[str, list[tuple[Prototype, tuple[str, ...]]]]:
+def _decorations(rule: CompositionRule, groups: Collection[int]) -> dict[str, list[tuple[Prototype, tuple[str, ...]]]]:
     """List every prototype of some space groups with every allowed choice of elements, by reduced formula."""
     found: dict[str, list[tuple[Prototype, tuple[str, ...]]]] = {}
     for prototype in library():
@@ -174,6 +175,6 @@ def _decorations(rule: CompositionRule, groups: Set[int]) -> dict[str, list[tupl
         counts = np.bincount(prototype.kinds).tolist()
         for decoration in permutations(rule.symbols, len(counts)):
             contents = dict(zip(decoration, counts, strict=True))
-            if rule.allows(contents):
+            if not rule.objection(contents):
                 found.setdefault(reduced_formula(contents), []).append((prototype, decoration))
     return found

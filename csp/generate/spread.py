@@ -66,9 +66,7 @@ class Pairs:
     least: Floats  # Å, least allowed distance
 
 
-def spread(
-    trials: Sequence[Trial], distances: Floats, max_steps: int, seconds: Floats
-) -> tuple[Bools, Floats]:
+def spread(trials: Sequence[Trial], distances: Floats, max_steps: int, seconds: Floats) -> tuple[Bools, Floats]:
     """Push the atoms of many crystals apart, in place.
 
     Parameters

@@ -52,7 +52,7 @@ class Trial:
     rotations: Floats
     translations: Floats
     turn: Floats
-    drawn: tuple[Floats, Floats]
+    drawn: tuple[Floats | Ints, Floats]
 
     def fractions(self) -> Floats:
         """Give the fractional coordinates of all atoms, shape (n_atoms, 3), within [0, 1)."""
@@ -61,7 +61,7 @@ class Trial:
         return wrapped
 
     def operations(self) -> tuple[Floats, Floats]:
-        """Give the rotations (n, 3, 3) and translations (n, 3) that have to take the crystal to itself, in this cell."""
+        """Give the rotations (n, 3, 3) and translations (n, 3), in this cell, that the crystal has to have."""
         rotations, translations = self.drawn
         return self.turn @ rotations @ np.linalg.inv(self.turn), translations @ self.turn.T
 
@@ -135,9 +135,7 @@ def new_trial(group: SpaceGroup, chosen: list[tuple[int, int]], volume: float, r
     )
 
 
-def plain_trial(
-    cell: Floats, kinds: Ints, fractions: Floats, operations: tuple[Floats, Floats] = NO_SYMMETRY
-) -> Trial:
+def plain_trial(cell: Floats, kinds: Ints, fractions: Floats, operations: tuple[Floats, Floats] = NO_SYMMETRY) -> Trial:
     """Take a structure as it is, every atom free.
 
     Parameters
