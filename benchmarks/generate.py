@@ -96,14 +96,23 @@ def ours(
 
 
 def theirs(
-    python: str, knowledge: Knowledge, requests: list[dict[str, Any]], budget_s: float, *, keep: bool = False
+    python: str,
+    knowledge: Knowledge,
+    requests: list[dict[str, Any]],
+    budget_s: float,
+    *,
+    least: int = 0,
+    keep: bool = False,
 ) -> dict[str, Any]:
-    """Answer the requests with PyXtal in its own environment; keep the crystals and their places if asked."""
+    """Answer the requests with PyXtal in its own environment, for some CPU seconds but at least so many of them.
+
+    The crystals and their places are kept if asked.
+    """
     pairs = [(*(pair.split("-")), distance) for pair, distance in knowledge.distances.items()]
     with tempfile.TemporaryDirectory() as folder:
         question, answer = Path(folder, "requests.json"), Path(folder, "answers.json")
         task = {"distances": pairs, "requests": requests, "warm_up": requests[:3], "limit_s": 20.0}
-        question.write_text(json.dumps(task | {"budget_s": budget_s}))
+        question.write_text(json.dumps(task | {"budget_s": budget_s, "least": least}))
         command = [python, str(HERE / "generate_pyxtal.py"), str(question), str(answer)]
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # noqa: S603 - our own script
         result: dict[str, Any] = json.loads(answer.read_text())
@@ -148,7 +157,7 @@ def rate(arguments: argparse.Namespace) -> dict[str, Any]:
             "symmetry_kept": symmetric / max(len(made), 1),
         }
         if arguments.peer_python:
-            row["pyxtal"] = theirs(arguments.peer_python, knowledge, requests, arguments.budget)
+            row["pyxtal"] = theirs(arguments.peer_python, knowledge, requests, arguments.budget, least=arguments.least)
             row["ratio"] = row["rate"] / max(row["pyxtal"]["rate"], 1e-9)
         table[name] = row
         print(
@@ -298,7 +307,8 @@ def main() -> None:
     parser.add_argument("--peer-python", default="", help="Python of an environment with PyXtal; none: no comparison")
     parser.add_argument("--n", type=int, default=300, help="requests per system")
     parser.add_argument("--repeats", type=int, default=5, help="runs of which the median counts")
-    parser.add_argument("--budget", type=float, default=120.0, help="seconds per system for the peer")
+    parser.add_argument("--budget", type=float, default=60.0, help="CPU seconds per system for the peer")
+    parser.add_argument("--least", type=int, default=40, help="requests per system that the peer gets, at least")
     parser.add_argument("--large", type=int, default=100_000, help="crystals in the distance check")
     parser.add_argument("--limit", type=float, default=0.5, help="time limit per structure in the nasty section, s")
     parser.add_argument("--per-group", type=int, default=20, help="crystals per space group")
