@@ -110,6 +110,22 @@ def test_a_crystal_that_lost_the_symmetry_asked_for_is_refused():
     assert refused == {"symmetry": 1}
 
 
+@pytest.mark.parametrize("sign", [1, -1], ids=["right-handed", "left-handed"])
+def test_symmetry_is_followed_into_the_reduced_cell(sign: int):
+    for prototype in library()[::4]:
+        trial = plain_trial(sign * prototype.cell, prototype.kinds, prototype.fractions, prototype.operations)
+        assert trial.is_symmetric(trial.fractions()), prototype.name
+        atoms = Atoms(trial.kinds + 1, cell=trial.cell, scaled_positions=trial.fractions(), pbc=True)
+        assert len(_found(atoms, 1e-4)[0]) == len(trial.operations()[0]), prototype.name
+
+
+def test_a_strained_cell_is_not_symmetric():
+    salt = next(prototype for prototype in library() if prototype.name == "AB_cF8_225_a_b")
+    strained = salt.cell @ np.diag([1.01, 1.0, 1.0])
+    trial = plain_trial(strained, salt.kinds, salt.fractions, salt.operations)
+    assert not trial.is_symmetric(trial.fractions())
+
+
 @pytest.mark.parametrize("settings", [{"space_groups": (194, 225)}, {"symmetry_operations": (24, 48)}])
 def test_the_space_groups_of_the_settings_bind_prototypes(settings: dict[str, object]):
     made = _generate(40, random_share=0, prototype_share=1, mutation_share=0, **settings)
