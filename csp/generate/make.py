@@ -112,10 +112,12 @@ def generate(  # noqa: PLR0913 - one call serves every source
     _check(settings, knowledge, elements)
     knowledge = knowledge.scaled(settings.distance_scale)
     given = substituted([*load_seeds(settings.seeds), *load_seeds(seeds)], elements, knowledge)
-    if notes := outside(given, CompositionRule(elements, settings), knowledge):
-        _warn(f"generate.seeds: of {len(given)} seeds, {notes}")
     crystals = RandomCrystals(settings, knowledge)
     if plan is None:
+        if notes := outside(given[:n], CompositionRule(elements, settings), knowledge):
+            _warn(f"generate.seeds: of {len(given)} seeds, {notes}")
+        if len(given) > n:
+            _warn(f"generate.seeds: of {len(given)} seeds, the first {n} are tried, as many as crystals are asked for")
         sources = _sources(settings, knowledge, elements, given, parents)
         proposers = _draw_sources(sources, given, knowledge, n, _rng(seed, SOURCES))
         n_random = sum(proposer is None for proposer in proposers)

@@ -159,6 +159,12 @@ def test_a_seed_whose_atoms_are_too_close_is_pushed_apart_and_says_so(caplog: py
     assert "1 have atoms closer than the minimum distances, which are pushed apart" in caplog.text
 
 
+def test_seeds_beyond_the_crystals_asked_for_are_told(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        _generate(1, seeds=[bulk("MgO", "rocksalt", a=4.21)] * 2)
+    assert "of 2 seeds, the first 1 are tried" in caplog.text
+
+
 def test_fitting_seeds_need_no_warning(caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
         made = _generate(1, seeds=(bulk("MgO", "rocksalt", a=4.21),))
