@@ -4,7 +4,7 @@ Usage: python benchmarks/generate.py [--peer-python PYTHON] [--n 300] [--section
 
 Every request is a composition, a space group that can hold it and a volume; both generators get the same ones with the
 same least distances. A rate is valid crystals per CPU second of one core; a crystal is valid if its least distances
-hold over all periodic images (checked here, by the same code, for both). PyXtal runs in its own environment:
+hold over all periodic images (checked by pymatgen's neighbour search for both). PyXtal runs in its own environment:
 python -m venv /tmp/pyxtal-venv && /tmp/pyxtal-venv/bin/pip install pyxtal
 """
 
@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections import Counter
 from functools import partial
 from importlib.metadata import version
@@ -24,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import spglib
 from ase import Atoms
+from generate_checks import excess, keeps_symmetry, letters, nasty
 
 from csp.compositions import plan_compositions
 from csp.config import GenerateConfig
@@ -33,13 +32,15 @@ from csp.generate import generate
 from csp.generate.occupation import filler
 from csp.generate.pool import Pool, Request
 from csp.generate.symmetric import RandomCrystals
-from csp.generate.wyckoff import N_GROUPS, space_group
-from csp.geometry import least_excess
+from csp.generate.wyckoff import N_GROUPS
 from csp.knowledge import Knowledge
 
 HERE = Path(__file__).parent
-SYMPREC = 1e-4  # Å
+ALL_GROUPS = range(1, N_GROUPS + 1)
 ROUNDING = 1e-6  # Å
+CLATHRATE = ("Ca6d H6c H16i H24k Mg2a", "Ca6c H6d H16i H24k Mg2a")  # one crystal: 6c and 6d change places by a shift
+CHUNK = 1000  # crystals made by one call in the distance check
+ENOUGH = 0.99  # of the crystals have at least the symmetry asked for
 SYSTEMS: dict[str, tuple[tuple[str, ...], float, dict[str, Any]]] = {
     "Mg-Ca-H at 200 GPa, 8-60 atoms": (("Mg", "Ca", "H"), 200.0, {"atoms": (8, 60), "formula_units": (1, 16)}),
     "Be-P-N-O, 6-40 atoms": (("Be", "P", "N", "O"), 0.0, {"atoms": (6, 40), "formula_units": (1, 16)}),
@@ -51,19 +52,20 @@ SYSTEMS: dict[str, tuple[tuple[str, ...], float, dict[str, Any]]] = {
 def requests_for(knowledge: Knowledge, settings: GenerateConfig, n: int, seed: int) -> list[dict[str, Any]]:
     """Draw requests: contents by the plan, a group evenly from those that can hold them, the known volume."""
     rng = np.random.default_rng(seed)
-    drawn = []
+    drawn: list[dict[str, Any]] = []
     for counts in plan_compositions(knowledge.elements, settings, rng, n):
         atoms = tuple(counts.get(symbol, 0) for symbol in knowledge.elements)
-        possible = [number for number in range(1, N_GROUPS + 1) if filler(number).possible(atoms)]
-        drawn.append(
-            {
-                "group": int(rng.choice(possible)),
-                "species": list(counts),
-                "counts": list(counts.values()),
-                "volume": knowledge.volume(counts),
-                "seed": int(rng.integers(2**31)),
-            }
-        )
+        possible = [number for number in settings.space_groups or ALL_GROUPS if filler(number).possible(atoms)]
+        if possible:
+            drawn.append(
+                {
+                    "group": int(rng.choice(possible)),
+                    "species": list(counts),
+                    "counts": list(counts.values()),
+                    "volume": knowledge.volume(counts),
+                    "seed": int(rng.integers(2**31)),
+                }
+            )
     return drawn
 
 
@@ -87,22 +89,31 @@ def ours(
     ]
 
     def accept(request: Request, atoms: Atoms) -> None:
-        atoms.info["request"] = request.index
+        atoms.info |= {"request": request.index, "trial": request.proposal.trial}
         made.append(atoms)
 
-    refused = Pool(settings, knowledge).work(tasks, accept)
+    refused = Pool(settings, knowledge, knowledge.elements).work(tasks, accept)
     return made, refused, time.process_time() - started
 
 
 def theirs(
-    python: str, knowledge: Knowledge, requests: list[dict[str, Any]], budget_s: float, *, keep: bool = False
+    python: str,
+    knowledge: Knowledge,
+    requests: list[dict[str, Any]],
+    budget_s: float,
+    *,
+    least: int = 0,
+    keep: bool = False,
 ) -> dict[str, Any]:
-    """Answer the requests with PyXtal in its own environment; keep the crystals and their places if asked."""
+    """Answer the requests with PyXtal in its own environment, for some CPU seconds but at least so many of them.
+
+    The crystals and their places are kept if asked.
+    """
     pairs = [(*(pair.split("-")), distance) for pair, distance in knowledge.distances.items()]
     with tempfile.TemporaryDirectory() as folder:
         question, answer = Path(folder, "requests.json"), Path(folder, "answers.json")
         task = {"distances": pairs, "requests": requests, "warm_up": requests[:3], "limit_s": 20.0}
-        question.write_text(json.dumps(task | {"budget_s": budget_s}))
+        question.write_text(json.dumps(task | {"budget_s": budget_s, "least": least}))
         command = [python, str(HERE / "generate_pyxtal.py"), str(question), str(answer)]
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # noqa: S603 - our own script
         result: dict[str, Any] = json.loads(answer.read_text())
@@ -120,15 +131,7 @@ def theirs(
 
 def holds(atoms: Atoms, knowledge: Knowledge) -> bool:
     """Tell whether a crystal keeps its least distances."""
-    return least_excess(atoms, knowledge.distance_matrix(atoms.numbers)) > -ROUNDING
-
-
-def keeps_symmetry(atoms: Atoms) -> bool:
-    """Tell whether spglib finds at least as many operations as were asked for."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        found = spglib.get_symmetry((atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), symprec=SYMPREC)
-    return found is not None and len(found["rotations"]) >= space_group(atoms.info["space_group"]).order
+    return excess(atoms, knowledge) > -ROUNDING
 
 
 def rate(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -143,7 +146,8 @@ def rate(arguments: argparse.Namespace) -> dict[str, Any]:
         seconds = float(np.median([run[2] for run in runs]))
         good = sum(holds(atoms, knowledge) for atoms in made)
         assert good == len(made), f"{name}: {len(made) - good} crystals below their least distances"
-        symmetric = sum(keeps_symmetry(atoms) for atoms in made)
+        symmetric = sum(keeps_symmetry(atoms, atoms.info["trial"]) for atoms in made)
+        assert symmetric > ENOUGH * len(made), f"{name}: {len(made) - symmetric} crystals lack symmetry asked for"
         row = {
             "asked": len(requests),
             "mean_atoms": float(np.mean([sum(request["counts"]) for request in requests])),
@@ -154,7 +158,7 @@ def rate(arguments: argparse.Namespace) -> dict[str, Any]:
             "symmetry_kept": symmetric / max(len(made), 1),
         }
         if arguments.peer_python:
-            row["pyxtal"] = theirs(arguments.peer_python, knowledge, requests, arguments.budget)
+            row["pyxtal"] = theirs(arguments.peer_python, knowledge, requests, arguments.budget, least=arguments.least)
             row["ratio"] = row["rate"] / max(row["pyxtal"]["rate"], 1e-9)
         table[name] = row
         print(
@@ -186,42 +190,54 @@ def twelve(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def groups(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Reach every space group and let spglib find it."""
+    """Reach every space group; spglib finds each operation asked for."""
     knowledge = Knowledge.initial(("Mg", "O"), 0.0)
     asked = made = kept = 0
     missed = []
-    for number in range(1, N_GROUPS + 1):
+    for number in ALL_GROUPS:
         settings = GenerateConfig(
             space_groups=(number,), symmetric_fraction=1.0, atoms=(4, 60), prototype_share=0.0, formula_units=(1, 60)
         )
-        seed = np.random.SeedSequence(number)
-        result = generate(settings, knowledge, elements=("Mg", "O"), n=arguments.per_group, seed=seed)
-        asked, made = asked + result.asked, made + result.made
-        kept += sum(keeps_symmetry(atoms) for atoms in result.atoms)
-        if not result.made:
+        requests = requests_for(knowledge, settings, 20 * arguments.per_group, seed=number)[: arguments.per_group]
+        crystals = ours(knowledge, settings, requests)[0]
+        asked, made = asked + len(requests), made + len(crystals)
+        kept += sum(keeps_symmetry(atoms, atoms.info["trial"]) for atoms in crystals)
+        if not crystals:
             missed.append(number)
-    print(f"groups: {made}/{asked} made, {kept} with at least the symmetry asked for, never reached: {missed}")
+    print(f"groups: {made}/{asked} made, {kept} with every operation asked for, never reached: {missed}")
+    assert kept > ENOUGH * made
+    assert not missed
     return {"asked": asked, "made": made, "symmetry_kept": kept / made, "never_reached": missed}
 
 
 def distances(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Make many crystals and check every pair of every one."""
-    elements = ("Mg", "Ca", "H")
-    knowledge = Knowledge.initial(elements, 200.0)
-    settings = GenerateConfig(atoms=(2, 24))
-    asked = made = violations = 0
-    started = time.process_time()
-    for chunk in range(-(-arguments.large // 2000)):
-        seed = np.random.SeedSequence(3, spawn_key=(0, 0, chunk))
-        result = generate(settings, knowledge, elements=elements, n=2000, seed=seed)
-        asked, made = asked + result.asked, made + result.made
-        violations += sum(not holds(atoms, knowledge) for atoms in result.atoms)
-    print(f"distances: {violations} violations in {made} crystals of {asked}, {time.process_time() - started:.0f} s")
-    return {"asked": asked, "made": made, "violations": violations}
+    """Make many crystals of four systems from every source; check every pair and the number of atoms of every one."""
+    table: dict[str, Any] = {}
+    for name, (elements, pressure, options) in SYSTEMS.items():
+        knowledge = Knowledge.initial(elements, pressure)
+        settings = GenerateConfig(**options)
+        asked, worst = 0, np.inf
+        refused, origins = Counter[str](), Counter[str]()
+        parents: list[Atoms] = []
+        started = time.process_time()
+        for chunk in range(-(-arguments.large // (len(SYSTEMS) * CHUNK))):
+            seed = np.random.SeedSequence(3, spawn_key=(0, 0, chunk))
+            result = generate(settings, knowledge, elements=elements, n=CHUNK, seed=seed, parents=parents)
+            parents = parents or result.atoms[:20]
+            asked, refused = asked + result.asked, refused + Counter(result.refused)
+            for atoms in result.atoms:
+                origins[atoms.info["origin"]] += 1
+                worst = min(worst, excess(atoms, knowledge))
+                assert settings.atoms[0] <= len(atoms) <= settings.atoms[1], f"{name}: {len(atoms)} atoms"
+            assert worst > -ROUNDING, f"{name}: a pair is {-worst} Å too close"
+        table[name] = {"asked": asked, "checked": origins.total(), "origins": origins, "refused": refused}
+        table[name] |= {"closest_less_minimum": worst, "cpu_seconds": time.process_time() - started}
+        print(f"distances: {name}: {table[name]}")
+    return table
 
 
 def clathrate(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Count how often an attempt in Pm-3n gives Mg2Ca6H46 on 2a, 6d, 6c + 16i + 24k."""
+    """Count how often an attempt in Pm-3n, pushed apart at once or not, gives Mg2Ca6H46 on 2a, 6d, 6c + 16i + 24k."""
     elements = ("Mg", "Ca", "H")
     knowledge = Knowledge.initial(elements, 200.0)
     options = {"atoms": (54, 54), "compositions": ("Mg2Ca6H46",), "prototype_share": 0.0, "mutation_share": 0.0}
@@ -232,9 +248,9 @@ def clathrate(arguments: argparse.Namespace) -> dict[str, Any]:
     asked = 20 * arguments.n
     result = generate(settings, knowledge, elements=elements, n=asked, seed=np.random.SeedSequence(1))
     seconds = time.process_time() - started
-    sites = Counter(_letters(atoms) for atoms in result.atoms)
-    wanted = sum(n for letters, n in sites.items() if "Ca6d" in letters and letters.endswith("H6c H16i H24k Mg2a"))
-    wanted += sum(n for letters, n in sites.items() if "Ca6c" in letters and letters.endswith("H6d H16i H24k Mg2a"))
+    sites = Counter(letters(atoms) for atoms in result.atoms)
+    as_drawn = settings.model_copy(update={"unpushed_attempts": 1})
+    unpushed = generate(as_drawn, knowledge, elements=elements, n=asked, seed=np.random.SeedSequence(1))
     everyday = GenerateConfig(symmetric_fraction=0.9, **options)
     again = time.process_time()
     plain = generate(everyday, knowledge, elements=elements, n=arguments.n, seed=np.random.SeedSequence(2))
@@ -243,8 +259,10 @@ def clathrate(arguments: argparse.Namespace) -> dict[str, Any]:
         "attempts": asked,
         "valid": result.made,
         "valid_per_attempt": result.made / asked,
-        "wanted_sites": wanted,
+        "wanted_sites": (wanted := sum(sites[text] for text in CLATHRATE)),
         "wanted_per_attempt": wanted / asked,
+        "unpushed_valid": unpushed.made,
+        "unpushed_wanted_sites": sum(letters(atoms) in CLATHRATE for atoms in unpushed.atoms),
         "attempts_per_cpu_second": asked / seconds,
         "sites": dict(sites.most_common(8)),
         "rate_54_atoms_any_group": rate_54,
@@ -252,20 +270,6 @@ def clathrate(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     print(f"clathrate: {table}")
     return table
-
-
-def _letters(atoms: Atoms) -> str:
-    """Write which Wyckoff positions hold which element."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        data = spglib.get_symmetry_dataset(
-            (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), symprec=SYMPREC
-        )
-    if data is None:
-        return "none"
-    count = Counter(zip(atoms.get_chemical_symbols(), data.wyckoffs, data.equivalent_atoms, strict=True))
-    names = sorted((symbol, n, letter) for (symbol, letter, _), n in count.items())
-    return " ".join(f"{symbol}{n}{letter}" for symbol, n, letter in names)
 
 
 def run() -> dict[str, Any]:
@@ -290,7 +294,14 @@ def run() -> dict[str, Any]:
     }
 
 
-SECTIONS = {"rate": rate, "twelve": twelve, "groups": groups, "distances": distances, "clathrate": clathrate}
+SECTIONS = {
+    "rate": rate,
+    "twelve": twelve,
+    "groups": groups,
+    "distances": distances,
+    "nasty": lambda arguments: nasty(arguments.limit, arguments.repeats),
+    "clathrate": clathrate,
+}
 
 
 def main() -> None:
@@ -299,13 +310,15 @@ def main() -> None:
     parser.add_argument("--peer-python", default="", help="Python of an environment with PyXtal; none: no comparison")
     parser.add_argument("--n", type=int, default=300, help="requests per system")
     parser.add_argument("--repeats", type=int, default=5, help="runs of which the median counts")
-    parser.add_argument("--budget", type=float, default=120.0, help="seconds per system for the peer")
+    parser.add_argument("--budget", type=float, default=60.0, help="CPU seconds per system for the peer")
+    parser.add_argument("--least", type=int, default=40, help="requests per system that the peer gets, at least")
     parser.add_argument("--large", type=int, default=100_000, help="crystals in the distance check")
+    parser.add_argument("--limit", type=float, default=0.5, help="time limit per structure in the nasty section, s")
     parser.add_argument("--per-group", type=int, default=20, help="crystals per space group")
-    parser.add_argument("--sections", default="rate,twelve,groups,distances,clathrate")
+    parser.add_argument("--sections", default=",".join(SECTIONS))
     parser.add_argument("--out", type=Path, default=HERE / "results" / "generate.json")
     arguments = parser.parse_args()
-    for number in range(1, N_GROUPS + 1):
+    for number in ALL_GROUPS:
         filler(number)  # tables are derived once per process; not part of the rates
     results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for name in arguments.sections.split(","):

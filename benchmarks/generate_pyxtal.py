@@ -36,14 +36,14 @@ def make(request: dict, tolerance: Tol_matrix, limit_s: float) -> dict:
     tolerance
         Least distances.
     limit_s
-        Time limit, seconds.
+        Time limit, CPU seconds: what else runs on the machine is not the peer's fault.
 
     Returns
     -------
     dict
         Structure (cell, fractions, symbols) of the primitive cell or the reason for none.
     """
-    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    signal.setitimer(signal.ITIMER_PROF, limit_s, 1.0)  # again each second: the peer may swallow an exception
     try:
         group = Group(request["group"])
         lattice = Lattice(group.lattice_type, request["volume"] * group.cellsize())
@@ -66,7 +66,7 @@ def make(request: dict, tolerance: Tol_matrix, limit_s: float) -> dict:
     except Exception as error:  # noqa: BLE001 - whatever the peer raises is its refusal
         return {"reason": type(error).__name__}
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     return {
         "cell": atoms.cell.tolist(),
         "fractions": atoms.get_scaled_positions().tolist(),
@@ -77,7 +77,7 @@ def make(request: dict, tolerance: Tol_matrix, limit_s: float) -> dict:
 def main() -> None:
     """Answer every request and say how long it took."""
     warnings.simplefilter("ignore")
-    signal.signal(signal.SIGALRM, _stop)
+    signal.signal(signal.SIGPROF, _stop)
     task = json.loads(Path(sys.argv[1]).read_text())
     tolerance = Tol_matrix(*[(a, b, d) for a, b, d in task["distances"]], prototype="atomic")
     for request in task["warm_up"]:
@@ -85,7 +85,7 @@ def main() -> None:
     started, cpu = time.perf_counter(), time.process_time()
     answers = []
     for request in task["requests"]:
-        if time.perf_counter() - started > task["budget_s"]:
+        if time.process_time() - cpu > task["budget_s"] and len(answers) >= task["least"]:
             break
         answers.append(make(request, tolerance, task["limit_s"]))
     result = {

@@ -57,7 +57,7 @@ SKIN = 0.5  # Å
 FMAX = 0.03  # eV/Å, also for the strain gradient per atom
 RELAXING = (0.006, 0.026, 0.1)  # s per crystal: our batched relaxation at 12 atoms takes the first
 UNPUSHED = {"unpushed_attempts": 400, "max_attempts": 400}
-PATIENCE = 3600.0  # s for all crystals of one compound by the peer
+PATIENCE = 3600.0  # CPU seconds for all crystals of one compound by the peer
 ENERGY_WINDOW = 0.01  # eV/atom around the known structure within which crystals are compared with it
 
 

@@ -65,7 +65,8 @@ def plan_compositions(
     of a reduced formula falls with its size to the power k - 1, as fast as the number of formulae rises, so that all
     sizes get about the same: there are hundreds of ternary formulae of 60 atoms and one of three. Results then multiply
     the weight of a formula by how near the hull it may be, with a floor, and divide it by how often it was tried. A
-    formula without a result is as interesting as one on the hull.
+    formula without a result is as interesting as one on the hull. Results are known by reduced formula, so they say
+    nothing of cell sizes: the numbers of formula units that fit are drawn evenly, always.
     """
     symbols = tuple(dict.fromkeys(elements))
     for symbol in symbols:
@@ -124,11 +125,7 @@ def _read_formula(formula: str, symbols: tuple[str, ...]) -> list[int]:
 
 def _varied(symbols: tuple[str, ...], settings: GenerateConfig) -> Ints:
     """List every reduced formula of the system that the settings allow, shape (n, n_elements)."""
-    strange = sorted(set(settings.element_ranges) - set(symbols))
-    if strange:
-        raise ConfigError(
-            f"generate.element_ranges: expected elements of {'-'.join(symbols)}, got {', '.join(strange)}"
-        )
+    _check_ranges(symbols, settings)
     formulae = reduced_compositions(len(symbols), settings.atoms[1])
     total = formulae.sum(axis=1)
     low = np.maximum(settings.formula_units[0], -(-settings.atoms[0] // total))
@@ -151,6 +148,15 @@ def _varied(symbols: tuple[str, ...], settings: GenerateConfig) -> Ints:
     present = formulae > 0
     order = np.lexsort((formulae.sum(axis=1), present @ (1 << np.arange(len(symbols))), present.sum(axis=1)))
     return np.asarray(formulae[order], dtype=np.int64)  # subsystems together, so that each gets its exact share
+
+
+def _check_ranges(symbols: tuple[str, ...], settings: GenerateConfig) -> None:
+    """Refuse ranges of elements that the system has not."""
+    strange = sorted(set(settings.element_ranges) - set(symbols))
+    if strange:
+        raise ConfigError(
+            f"generate.element_ranges: expected elements of {'-'.join(symbols)}, got {', '.join(strange)}"
+        )
 
 
 @lru_cache(maxsize=8)
@@ -244,9 +250,7 @@ def _weights(
 def _row(formula: str, symbols: tuple[str, ...]) -> tuple[int, ...]:
     """Turn a formula into reduced counts in the order of the elements."""
     amounts = Composition(formula).get_el_amt_dict()
-    counts = [round(amounts.get(symbol, 0.0)) for symbol in symbols]
-    divisor = gcd(*counts) or 1
-    return tuple(count // divisor for count in counts)
+    return _reduced([round(amounts.get(symbol, 0.0)) for symbol in symbols])
 
 
 def even_draw(weights: Floats, rng: np.random.Generator, n: int) -> Ints:
@@ -282,17 +286,26 @@ class CompositionRule:
         Chemical symbols of the system.
     settings
         Compositions, formula units, atoms, ranges, charge balance.
+
+    Raises
+    ------
+    ConfigError
+        If a listed composition or a range can never be met.
     """
 
     def __init__(self, elements: Sequence[str], settings: GenerateConfig) -> None:
         self.symbols = tuple(dict.fromkeys(elements))
         self.settings = settings
-        listed = settings.compositions
-        self.listed = None if listed is None else {tuple(row) for row in _coprime(_listed(self.symbols, settings))}
-        self._known: dict[tuple[int, ...], bool] = {}
+        _check_ranges(self.symbols, settings)
+        self.listed: dict[tuple[int, ...], list[int]] | None = None
+        if settings.compositions is not None:
+            self.listed = {}
+            for row in _listed(self.symbols, settings).tolist():
+                self.listed.setdefault(_reduced(row), []).append(gcd(*row))
+        self._known: dict[tuple[int, ...], str] = {}
 
-    def allows(self, counts: Mapping[str, int]) -> bool:
-        """Tell whether a cell may be made.
+    def objection(self, counts: Mapping[str, int]) -> str:
+        """Tell why a cell may not be made.
 
         Parameters
         ----------
@@ -301,20 +314,30 @@ class CompositionRule:
 
         Returns
         -------
-        bool
-            Least atoms and formula units are not asked for: a prototype or a mutation may be a smaller cell.
+        str
+            ``atoms`` or ``formula_units`` where there are too few or too many, ``composition`` where it is not listed,
+            out of range or unbalanced; "" where the cell is allowed.
         """
-        total = sum(counts.values())
-        if not 0 < total <= self.settings.atoms[1] or not set(counts) <= set(self.symbols):
-            return False
+        if not set(counts) <= set(self.symbols):
+            return "composition"
         row = tuple(counts.get(symbol, 0) for symbol in self.symbols)
-        divisor = gcd(*row)
-        reduced = tuple(count // divisor for count in row)
-        if reduced not in self._known:
-            self._known[reduced] = self._allows(reduced)
-        return self._known[reduced]
+        if row not in self._known:
+            self._known[row] = self._objection(row)
+        return self._known[row]
 
-    def _allows(self, reduced: tuple[int, ...]) -> bool:
+    def _objection(self, row: tuple[int, ...]) -> str:
+        least, most = self.settings.atoms
+        if not least <= sum(row) <= most:
+            return "atoms"
+        reduced = _reduced(row)
+        if not self._in_range(reduced):
+            return "composition"
+        least, most = self.settings.formula_units
+        units = [1] if self.listed is None else self.listed[reduced]  # a listed formula may be a multiple: Mg2O2
+        fits = (gcd(*row) % unit == 0 and least <= gcd(*row) // unit <= most for unit in units)
+        return "" if any(fits) else "formula_units"
+
+    def _in_range(self, reduced: tuple[int, ...]) -> bool:
         if self.listed is not None:
             return reduced in self.listed
         fractions = np.array(reduced) / sum(reduced)
@@ -328,3 +351,9 @@ def _coprime(rows: Ints) -> list[list[int]]:
     """Divide each row of counts by its common divisor."""
     reduced: list[list[int]] = (rows // np.gcd.reduce(rows, axis=1)[:, None]).tolist()
     return reduced
+
+
+def _reduced(row: Sequence[int]) -> tuple[int, ...]:
+    """Divide counts by their common divisor."""
+    divisor = gcd(*row) or 1
+    return tuple(count // divisor for count in row)

@@ -17,7 +17,7 @@ class GenerateConfig(Settings):
     n_initial: int = Field(200, ge=1, description="Random crystals labelled unrelaxed before the first training.")
     n_structures: int = Field(1000, ge=1, description="Trial crystals per generation.")
     chunk_size: int = Field(10_000, ge=1, description="Trial crystals per job, at most.")
-    atoms: tuple[int, int] = Field((2, 16), description="Least and most atoms in the primitive cell.")
+    atoms: tuple[int, int] = Field((1, 16), description="Least and most atoms in the primitive cell.")
     compositions: tuple[str, ...] | None = Field(
         None,
         description="Formulae to search, taken literally as one formula unit; null searches every composition.",
@@ -32,10 +32,12 @@ class GenerateConfig(Settings):
         description="Keep only compositions that common oxidation states can balance (elements always stay).",
     )
     symmetric_fraction: float = Field(0.9, ge=0, le=1, description="Share of random crystals made with a space group.")
-    space_groups: tuple[int, ...] | None = Field(None, description="Space groups to draw from, 1 to 230; null is all.")
+    space_groups: tuple[int, ...] | None = Field(
+        None, description="Space groups of random crystals and prototypes, 1 to 230; null is all."
+    )
     symmetry_operations: tuple[int, int] = Field(
         (1, 48),
-        description="Least and most symmetry operations of the primitive cell (lattice translations not counted).",
+        description="Least and most symmetry operations of their primitive cells (lattice translations not counted).",
     )
     volume_jitter: float = Field(0.1, ge=0, lt=1, description="Largest relative deviation from the known volume.")
     volumes: dict[str, PositiveFloat] = Field(
@@ -60,7 +62,9 @@ class GenerateConfig(Settings):
     mutation_share: float = Field(0.2, ge=0, description="Weight of mutated parents; random until there are parents.")
     seed_share: float = Field(0.0, ge=0, description="Weight of varied seeds, beyond one plain copy of each.")
     seeds: tuple[str, ...] = Field(
-        (), description="CIF, POSCAR or extxyz files, or folders; foreign elements in them are substituted."
+        (),
+        description="CIF, POSCAR or extxyz files, or folders: tried as they are, with a warning for those outside "
+        "atoms, formula_units or compositions; foreign elements are substituted.",
     )
 
     @model_validator(mode="after")

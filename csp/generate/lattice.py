@@ -13,7 +13,6 @@ Ints = NDArray[np.int64]
 LENGTH_SPREAD = 0.55  # edge lengths vary by exp(+-0.55) before the symmetry averages them
 COSINE_SPREAD = 0.45  # cosines of the cell angles vary within +-0.45
 LEAST_VOLUME = 0.3  # of the product of the edges: flatter cells are drawn again
-PAIRS = ((0, 1), (0, 2), (1, 2))
 
 
 def random_lattice(group: SpaceGroup, rng: np.random.Generator, volume: float) -> Floats:
@@ -39,15 +38,12 @@ def random_lattice(group: SpaceGroup, rng: np.random.Generator, volume: float) -
     flat = True
     while flat:
         lengths = np.exp(rng.uniform(-LENGTH_SPREAD, LENGTH_SPREAD, 3))
-        cosines = rng.uniform(-COSINE_SPREAD, COSINE_SPREAD, 3)
-        metric = np.eye(3)
-        for (i, j), cosine in zip(PAIRS, cosines, strict=True):
-            metric[i, j] = metric[j, i] = cosine
-        determinant = 1 + 2 * cosines.prod() - (cosines**2).sum()
-        flat = determinant < LEAST_VOLUME**2
-    metric = (metric_average(group.number) @ (metric * np.outer(lengths, lengths)).ravel()).reshape(3, 3)
-    cell = group.basis @ np.linalg.cholesky(metric)
-    scaled: Floats = cell * (volume / abs(np.linalg.det(cell))) ** (1 / 3)
+        a, b, c = rng.uniform(-COSINE_SPREAD, COSINE_SPREAD, 3).tolist()
+        flat = 1 + 2 * a * b * c - (a * a + b * b + c * c) < LEAST_VOLUME**2
+    metric = np.array([[1, a, b], [a, 1, c], [b, c, 1]]) * (lengths[:, None] * lengths)
+    metric = (metric_average(group.number) @ metric.ravel()).reshape(3, 3)
+    upright = np.linalg.cholesky(metric)
+    scaled: Floats = group.basis @ upright * (volume / (group.share * upright.diagonal().prod())) ** (1 / 3)
     return scaled
 
 

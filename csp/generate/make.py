@@ -1,24 +1,27 @@
 """The one call that makes trial crystals from every source."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 from pymatgen.core.structure import Structure
 
-from csp.compositions import even_draw, plan_compositions
+from csp.compositions import CompositionRule, even_draw, plan_compositions
 from csp.config import GenerateConfig
 from csp.errors import ConfigError
 from csp.generate.mutations import Mutations
 from csp.generate.pool import Pool, Proposal, Proposer, Request
 from csp.generate.prototypes import Prototypes
-from csp.generate.seeds import load_seeds, substituted
+from csp.generate.seeds import is_tight, load_seeds, outside, substituted
 from csp.generate.symmetric import RandomCrystals, allowed_groups
 from csp.generate.trial import plain_trial
 from csp.knowledge import Knowledge
+
+logger = logging.getLogger(__name__)
 
 REDRAWS = 10  # rounds in which contents that no allowed space group can hold are drawn again
 MANY = 200  # contents drawn per round, at least
@@ -32,10 +35,12 @@ class Generated:
     Parameters
     ----------
     atoms
-        The crystals, in the order of their requests; each satisfies the least distances over all periodic images.
-        ``atoms.info`` holds ``name``, ``origin`` (random, prototype, mutation, seed), ``space_group`` (asked for),
-        ``formula`` (reduced), ``family`` (shared by everything derived from one ancestor) and ``lineage`` (how it came
-        about, "" where it was drawn from nothing).
+        The crystals, in the order of their requests; each satisfies the least distances over all periodic images, has
+        at least the symmetry of its ``space_group``, and has a number of atoms and a composition that the settings
+        allow; the latter two do not bind the plain copies of the user's seeds. ``atoms.info`` holds ``name``,
+        ``origin`` (random, prototype, mutation, seed), ``space_group`` (that of the draw; 1 where nothing was asked
+        for), ``formula`` (reduced), ``family`` (shared by everything derived from one ancestor) and ``lineage`` (how it
+        came about, "" where it was drawn from nothing).
     asked
         Crystals asked for.
     made
@@ -89,7 +94,10 @@ def generate(  # noqa: PLR0913 - one call serves every source
         Good structures to mutate, the best first; ``info`` names each by ``name``, ``phase_id`` or ``seed``.
     seeds
         Structures that the user gives, besides the files of the settings. In those of other elements the system's own
-        take the places of the foreign ones.
+        take the places of the foreign ones. One copy of each is handed out as it is: ``atoms``, ``formula_units`` and
+        compositions bind what is made here, not what the user gives, and a warning counts the seeds that they do not
+        fit. Atoms closer than the least distances are pushed apart, which the warning and the lineage tell. Variations
+        of seeds keep to the settings; a seed with more than the most atoms is not varied.
 
     Returns
     -------
@@ -106,6 +114,10 @@ def generate(  # noqa: PLR0913 - one call serves every source
     given = substituted([*load_seeds(settings.seeds), *load_seeds(seeds)], elements, knowledge)
     crystals = RandomCrystals(settings, knowledge)
     if plan is None:
+        if notes := outside(given[:n], CompositionRule(elements, settings), knowledge):
+            _warn(f"generate.seeds: of {len(given)} seeds, {notes}")
+        if len(given) > n:
+            _warn(f"generate.seeds: of {len(given)} seeds, the first {n} are tried, as many as crystals are asked for")
         sources = _sources(settings, knowledge, elements, given, parents)
         proposers = _draw_sources(sources, given, knowledge, n, _rng(seed, SOURCES))
         n_random = sum(proposer is None for proposer in proposers)
@@ -127,7 +139,7 @@ def generate(  # noqa: PLR0913 - one call serves every source
         atoms.info = {"name": name, "family": name, **atoms.info}
         made[request.index] = atoms
 
-    refused = Pool(settings, knowledge).work(requests, accept)
+    refused = Pool(settings, knowledge, elements).work(requests, accept)
     atoms = [made[i] for i in sorted(made)]
     return Generated(atoms, n, len(atoms), refused)
 
@@ -196,8 +208,16 @@ def _plain(atoms: Atoms, knowledge: Knowledge, _: np.random.Generator) -> Propos
     kinds = np.array([knowledge.elements.index(chemical_symbols[int(z)]) for z in atoms.numbers])
     cell = np.asarray(atoms.cell.array, dtype=float)
     name = str(atoms.info["seed"])
+    lineage = f"pushed({name})" if is_tight(atoms, knowledge) else name
     trial = plain_trial(cell, kinds, atoms.positions @ np.linalg.inv(cell))
-    return Proposal(trial, {"origin": "seed", "space_group": 1, "lineage": name, "family": name})
+    info: dict[str, str | int | float] = {"origin": "seed", "space_group": 1, "lineage": lineage, "family": name}
+    return Proposal(trial, info, given=True)
+
+
+@cache
+def _warn(message: str) -> None:
+    """Log a warning, once in a process."""
+    logger.warning(message)
 
 
 def _check(settings: GenerateConfig, knowledge: Knowledge, elements: Sequence[str]) -> None:

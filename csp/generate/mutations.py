@@ -1,5 +1,6 @@
 """Variations of good structures: strain, rattle, permutation, substitution, crossover, defects, soft modes."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -122,16 +123,20 @@ class Mutations:
         Returns
         -------
         Proposal | str
-            The variation, or ``no_mutation`` where no operator gives an allowed composition.
+            The variation, or ``no_mutation`` where no operator gives an allowed cell, or ``time`` where that took too
+            long.
         """
         if not self.parents:
             return "no_parent"
         names = sorted(self.operators)
+        started = time.perf_counter()
         for _ in range(TRIES):
+            if time.perf_counter() - started > self.settings.time_limit_s:
+                return "time"
             parent = self.parents[int(rng.integers(len(self.parents), size=2).min())]
             name = names[int(rng.integers(len(names)))]
             child = self.operators[name](parent, rng)
-            if child is None or not self.rule.allows(self._counts(child.kinds)):
+            if child is None or self.rule.objection(self._counts(child.kinds)):
                 continue
             lineage = f"{name}({child.name})"
             trial = plain_trial(self._sized(parent, child, rng), child.kinds, child.fractions)

@@ -10,6 +10,7 @@ from ase import Atoms
 from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
+from csp.compositions import CompositionRule
 from csp.config import GenerateConfig
 from csp.generate.spread import spread
 from csp.generate.trial import Trial
@@ -34,10 +35,13 @@ class Proposal:
         Coordinates, whose atoms may still be too close.
     info
         Goes into ``atoms.info``: origin, lineage, family.
+    given
+        True for the user's own structure, which the numbers of atoms and the compositions of the settings do not bind.
     """
 
     trial: Trial
     info: dict[str, str | int | float]
+    given: bool = False
 
 
 Proposer = Callable[[np.random.Generator], Proposal | str]
@@ -60,6 +64,8 @@ class Request:
         Attempts so far.
     seconds
         Time spent on it so far.
+    reason
+        Why the last attempt failed.
     """
 
     index: int
@@ -67,6 +73,7 @@ class Request:
     rng: np.random.Generator
     attempts: int = 0
     seconds: float = 0.0
+    reason: str = ""
     proposal: Proposal | None = field(default=None, repr=False)
 
 
@@ -76,16 +83,27 @@ class Pool:
     Parameters
     ----------
     settings
-        Attempts, steps and time per structure.
+        Attempts, steps and time per structure; what it may consist of.
     knowledge
         Least distances.
+    elements
+        Chemical symbols of the system, all known to ``knowledge``.
+
+    Notes
+    -----
+    Whatever the source, a structure is handed out only if all of this holds of the finished crystal: no pair closer
+    than its least distance, the symmetry that it is said to have, and a number of atoms and a composition that the
+    settings allow. Otherwise it is drawn again, and refused in the end: ``crowded``, ``symmetry``, ``atoms``,
+    ``formula_units``, ``composition``; or ``time``, or for the reason of the source.
     """
 
-    def __init__(self, settings: GenerateConfig, knowledge: Knowledge) -> None:
+    def __init__(self, settings: GenerateConfig, knowledge: Knowledge, elements: Sequence[str]) -> None:
         self.settings = settings
+        self.rule = CompositionRule(elements, settings)
         self.elements = knowledge.elements
         self.numbers = np.array([atomic_numbers[symbol] for symbol in self.elements])
         self.distances = knowledge.distance_matrix(self.numbers)
+        self.roomy = (float(self.distances.max()) / FARTHEST) ** 3  # Å^3, beyond which no cell is too small
 
     def work(self, requests: Sequence[Request], accept: Callable[[Request, Atoms], None]) -> dict[str, int]:
         """Make every request or refuse it.
@@ -124,53 +142,68 @@ class Pool:
 
     def _attempt(self, request: Request) -> str:
         """Draw a proposal for a request; answer the reason where it has to be refused."""
-        if request.attempts >= self.settings.max_attempts:
-            return "crowded"
-        if request.seconds > self.settings.time_limit_s:
-            return "time"
-        started = time.perf_counter()
-        request.attempts += 1
-        answer = request.propose(request.rng)
-        request.seconds += time.perf_counter() - started
-        if isinstance(answer, str):
-            return answer
-        request.proposal = answer
-        return "too_dense" if self._too_far(answer.trial) else ""
+        while request.attempts < self.settings.max_attempts:
+            if request.seconds >= self.settings.time_limit_s:
+                return "time"
+            started = time.perf_counter()
+            request.attempts += 1
+            answer = request.propose(request.rng)
+            request.seconds += time.perf_counter() - started
+            if isinstance(answer, str):
+                return answer
+            request.reason = self._objection(answer)
+            if not request.reason:
+                request.proposal = answer
+                return "too_dense" if self._too_far(answer.trial) else ""
+        return request.reason
+
+    def _counts(self, trial: Trial) -> dict[str, int]:
+        """Count atoms by element."""
+        numbers = np.bincount(trial.kinds[trial.owner], minlength=len(self.elements)).tolist()
+        return {symbol: n for symbol, n in zip(self.elements, numbers, strict=True) if n}
+
+    def _objection(self, proposal: Proposal) -> str:
+        """Tell why the settings do not allow what a proposal consists of; "" if they do."""
+        return "" if proposal.given else self.rule.objection(self._counts(proposal.trial))
 
     def _too_far(self, trial: Trial) -> bool:
         """Tell whether some least distance is longer than the cell leaves room for."""
-        room = FARTHEST * abs(np.linalg.det(trial.cell)) ** (1 / 3)
-        if self.distances.max() <= room:
+        volume = abs(np.linalg.det(trial.cell))
+        if volume >= self.roomy:
             return False
         kinds = np.unique(trial.kinds)
-        return bool(self.distances[np.ix_(kinds, kinds)].max() > room)
+        return bool(self.distances[np.ix_(kinds, kinds)].max() > FARTHEST * volume ** (1 / 3))
 
     def _push(self, requests: list[Request], accept: Callable[[Request, Atoms], None], max_steps: int) -> list[Request]:
         """Push the atoms of some structures apart, hand out the good ones and give back the others."""
-        started = time.perf_counter()
         proposals = [request.proposal for request in requests if request.proposal is not None]
-        good = spread([proposal.trial for proposal in proposals], self.distances, max_steps)
-        each = (time.perf_counter() - started) / max(len(requests), 1)
+        seconds = self.settings.time_limit_s - np.array([request.seconds for request in requests])
+        good, spent = spread([proposal.trial for proposal in proposals], self.distances, max_steps, seconds)
         again: list[Request] = []
-        for request, proposal, fine in zip(requests, proposals, good, strict=True):
-            request.seconds += each
-            atoms = self._atoms(proposal) if fine else None
-            if atoms is None:
+        for request, proposal, fine, took in zip(requests, proposals, good, spent.tolist(), strict=True):
+            started = time.perf_counter()
+            answer = self._finished(proposal) if fine else "crowded"
+            request.seconds += took + time.perf_counter() - started
+            if isinstance(answer, str):
+                request.reason = answer
                 again.append(request)
             else:
-                accept(request, atoms)
+                accept(request, answer)
         return again
 
-    def _atoms(self, proposal: Proposal) -> Atoms | None:
-        """Turn a finished trial into a crystal, checked once more by independent means; None if it fails."""
+    def _finished(self, proposal: Proposal) -> Atoms | str:
+        """Turn a finished trial into a crystal, checked once more by independent means, or tell what is wrong."""
+        if objection := self._objection(proposal):
+            return objection
         trial = proposal.trial
-        kinds = trial.kinds[trial.owner]
-        atoms = Atoms(numbers=self.numbers[kinds], cell=trial.cell, scaled_positions=trial.fractions(), pbc=True)
+        kinds, fractions = trial.kinds[trial.owner], trial.fractions()
+        if not trial.is_symmetric(fractions):
+            return "symmetry"
+        atoms = Atoms(numbers=self.numbers[kinds], cell=trial.cell, scaled_positions=fractions, pbc=True)
         if least_excess(atoms, self.distances[np.ix_(kinds, kinds)]) < -ROUNDING:
-            return None
-        counts = np.bincount(kinds, minlength=len(self.elements)).tolist()
+            return "crowded"
         atoms.info.update(proposal.info)
-        atoms.info["formula"] = reduced_formula(dict(zip(self.elements, counts, strict=True)))
+        atoms.info["formula"] = reduced_formula(self._counts(trial))
         return atoms
 
     def _portions(self, requests: list[Request]) -> list[list[Request]]:

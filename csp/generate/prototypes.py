@@ -3,28 +3,32 @@
 import gzip
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import spglib
 from numpy.typing import NDArray
 
 from csp.compositions import CompositionRule
 from csp.config import GenerateConfig
 from csp.errors import DataError
 from csp.generate.pool import Proposal
+from csp.generate.symmetric import allowed_groups
 from csp.generate.trial import plain_trial
+from csp.generate.wyckoff import quiet
 from csp.knowledge import Knowledge, reduced_formula
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 LIBRARY = ("pymatgen.analysis", "prototypes", "aflow_prototypes.json.gz")
+SYMPREC = 1e-4  # Å, as exact as the library is
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +54,16 @@ class Prototype:
     cell: Floats
     kinds: Ints
     fractions: Floats
+
+    @cached_property
+    def operations(self) -> tuple[Floats, Floats]:
+        """Rotations (n, 3, 3) and translations (n, 3) of its symmetry, in fractions of its cell."""
+        cell = self.cell.tolist(), self.fractions.tolist(), (self.kinds + 1).tolist()
+        with quiet():
+            found = spglib.get_symmetry(cell, symprec=SYMPREC)
+        if found is None:
+            raise DataError(f"spglib finds no symmetry in the prototype {self.name}")
+        return np.asarray(found["rotations"], dtype=float), np.asarray(found["translations"])
 
 
 @lru_cache(maxsize=1)
@@ -106,7 +120,7 @@ class Prototypes:
     def __init__(self, settings: GenerateConfig, knowledge: Knowledge, elements: Sequence[str]) -> None:
         self.settings = settings
         self.knowledge = knowledge
-        self.by_formula = _decorations(CompositionRule(elements, settings))
+        self.by_formula = _decorations(CompositionRule(elements, settings), set(allowed_groups(settings)))
         self.formulae = sorted(self.by_formula)
         self.formula_weights = _normalised([1.0 / _smallest(self.by_formula[f]) for f in self.formulae])
 
@@ -138,7 +152,7 @@ class Prototypes:
             "space_group": prototype.space_group,
             "lineage": f"{prototype.name}({', '.join(decoration)})",
         }
-        return Proposal(plain_trial(cell, kinds, prototype.fractions), info)
+        return Proposal(plain_trial(cell, kinds, prototype.fractions, prototype.operations), info)
 
 
 def _smallest(options: Sequence[tuple[Prototype, tuple[str, ...]]]) -> int:
@@ -152,13 +166,15 @@ def _normalised(weights: Sequence[float]) -> Floats:
     return values / values.sum() if len(values) else values
 
 
-def _decorations(rule: CompositionRule) -> dict[str, list[tuple[Prototype, tuple[str, ...]]]]:
-    """List every prototype with every allowed choice of elements, by reduced formula."""
+def _decorations(rule: CompositionRule, groups: Collection[int]) -> dict[str, list[tuple[Prototype, tuple[str, ...]]]]:
+    """List every prototype of some space groups with every allowed choice of elements, by reduced formula."""
     found: dict[str, list[tuple[Prototype, tuple[str, ...]]]] = {}
     for prototype in library():
+        if prototype.space_group not in groups:
+            continue
         counts = np.bincount(prototype.kinds).tolist()
         for decoration in permutations(rule.symbols, len(counts)):
             contents = dict(zip(decoration, counts, strict=True))
-            if rule.allows(contents):
+            if not rule.objection(contents):
                 found.setdefault(reduced_formula(contents), []).append((prototype, decoration))
     return found

@@ -12,7 +12,10 @@ from ase.io.formats import UnknownFileTypeError
 from pymatgen.core.structure import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
+from csp.compositions import CompositionRule
 from csp.errors import DataError
+from csp.generate.pool import ROUNDING
+from csp.geometry import least_excess
 from csp.knowledge import Knowledge
 
 PATTERNS = ("*.cif", "*.vasp", "POSCAR*", "CONTCAR*", "*.xyz", "*.extxyz")
@@ -86,6 +89,53 @@ def substituted(seeds: Sequence[Atoms], elements: Sequence[str], knowledge: Know
         if not foreign:
             fitting.append(seed)
     return fitting
+
+
+def outside(seeds: Sequence[Atoms], rule: CompositionRule, knowledge: Knowledge) -> str:
+    """Describe the seeds that would not be allowed, had they been made here.
+
+    Parameters
+    ----------
+    seeds
+        From ``substituted``.
+    rule
+        Numbers of atoms and compositions that the settings allow.
+    knowledge
+        Least distances.
+
+    Returns
+    -------
+    str
+        How many and why; "" where all fit.
+    """
+    objections = Counter(rule.objection(Counter(seed.get_chemical_symbols())) for seed in seeds)
+    objections.pop("", None)
+    notes: list[str] = []
+    if objections:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(objections.items()))
+        notes.append(f"{objections.total()} do not fit the settings ({reasons}) and are tried all the same")
+    tight = sum(is_tight(seed, knowledge) for seed in seeds)
+    if tight:
+        notes.append(f"{tight} have atoms closer than the minimum distances, which are pushed apart")
+    return "; ".join(notes)
+
+
+def is_tight(seed: Atoms, knowledge: Knowledge) -> bool:
+    """Tell whether atoms of a seed are closer than the least distances.
+
+    Parameters
+    ----------
+    seed
+        A crystal of the system.
+    knowledge
+        Least distances.
+
+    Returns
+    -------
+    bool
+        True if some have to be pushed apart.
+    """
+    return least_excess(seed, knowledge.distance_matrix(seed.numbers)) < -ROUNDING
 
 
 def _exchanged(seed: Atoms, exchange: dict[str, str], knowledge: Knowledge) -> Atoms:

@@ -5,6 +5,7 @@ strained, at constant volume and within its symmetry, where its own images overl
 a batch, and every sum runs in a fixed order within one crystal, so that no result depends on its neighbours.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,7 +66,7 @@ class Pairs:
     least: Floats  # Å, least allowed distance
 
 
-def spread(trials: Sequence[Trial], distances: Floats, max_steps: int) -> Bools:
+def spread(trials: Sequence[Trial], distances: Floats, max_steps: int, seconds: Floats) -> tuple[Bools, Floats]:
     """Push the atoms of many crystals apart, in place.
 
     Parameters
@@ -76,12 +77,17 @@ def spread(trials: Sequence[Trial], distances: Floats, max_steps: int) -> Bools:
         (n_kinds, n_kinds) least distances, Å.
     max_steps
         Steps before a crystal is given up.
+    seconds
+        (n_trials,) time that each may take; one whose time is over is given up.
 
     Returns
     -------
-    Bools
-        (n_trials,) True where no pair, over all periodic images, is closer than its least distance.
+    tuple[Bools, Floats]
+        (n_trials,) True where no pair, over all periodic images, is closer than its least distance, and (n_trials,)
+        the time taken, s: that of each round of steps is shared evenly among the crystals in it.
     """
+    clock = time.perf_counter()
+    spent = np.zeros(len(trials))
     good = np.zeros(len(trials), dtype=bool)
     left = np.arange(len(trials))
     batch = gather(trials)
@@ -91,9 +97,11 @@ def spread(trials: Sequence[Trial], distances: Floats, max_steps: int) -> Bools:
     for step in range(0, max_steps + 1, STEPS_PER_LIST):
         pairs = close_pairs(batch, distances, skin)
         overlap = _overlap(batch, pairs, len(left))
+        before_round, clock = clock, time.perf_counter()
+        spent[left] += (clock - before_round) / len(left)
         done = overlap <= 0
         stalls = np.where(overlap > PROGRESS * before, stalls + 1, stalls)
-        going = ~done & (stalls < PATIENCE) & (step < max_steps)
+        going = ~done & (stalls < PATIENCE) & (step < max_steps) & (spent[left] < seconds[left])
         _store(batch, trials, left, done)
         good[left[done]] = True
         if not going.any():
@@ -102,7 +110,7 @@ def spread(trials: Sequence[Trial], distances: Floats, max_steps: int) -> Bools:
         batch, pairs = _keep(batch, pairs, going)
         for _ in range(STEPS_PER_LIST):
             _step(batch, pairs)
-    return good
+    return good, spent
 
 
 def gather(trials: Sequence[Trial]) -> Batch:

@@ -32,7 +32,7 @@ class RandomCrystals:
         self.settings = settings
         self.knowledge = knowledge
         self.groups = allowed_groups(settings)
-        self._volumes: dict[tuple[int, ...], float] = {}
+        self._volumes: dict[tuple[int, ...], tuple[float, float]] = {}
 
     def propose(self, counts: Mapping[str, int], rng: np.random.Generator) -> Proposal | str:
         """Draw a crystal of given contents.
@@ -52,10 +52,11 @@ class RandomCrystals:
         """
         atoms = tuple(counts.get(symbol, 0) for symbol in self.knowledge.elements)
         if atoms not in self._volumes:
-            self._volumes[atoms] = self.knowledge.volume(counts)
+            self._volumes[atoms] = self.knowledge.volume(counts), self.filled(counts)
         jitter = self.settings.volume_jitter
-        volume = self._volumes[atoms] * rng.uniform(1 - jitter, 1 + jitter)
-        if self.filling(counts, volume) > DENSEST:
+        known, filled = self._volumes[atoms]
+        volume = known * rng.uniform(1 - jitter, 1 + jitter)
+        if filled > DENSEST * volume:
             return "too_dense"
         number = self._group(atoms, rng) if rng.random() < self.settings.symmetric_fraction else 1
         chosen = filler(number).draw(atoms, rng) if number else None
@@ -82,23 +83,20 @@ class RandomCrystals:
         atoms = tuple(counts.get(symbol, 0) for symbol in self.knowledge.elements)
         return any(filler(number).possible(atoms) for number in self.groups)
 
-    def filling(self, counts: Mapping[str, int], volume: float) -> float:
-        """Give the share of space that spheres of half the like-like least distances fill.
+    def filled(self, counts: Mapping[str, int]) -> float:
+        """Give the volume of spheres of half the like-like least distances.
 
         Parameters
         ----------
         counts
             Atoms by element.
-        volume
-            Å^3.
 
         Returns
         -------
         float
-            Above about 0.86 no arrangement can exist.
+            Å^3; in a cell that is filled to more than about 0.86 no arrangement can exist.
         """
-        cubes = sum(n * self.knowledge.min_distance(s, s) ** 3 for s, n in counts.items())
-        return np.pi / 6.0 * cubes / volume
+        return np.pi / 6.0 * sum(n * self.knowledge.min_distance(s, s) ** 3 for s, n in counts.items())
 
     def _group(self, counts: tuple[int, ...], rng: np.random.Generator) -> int | None:
         """Draw evenly from the allowed groups that can hold the atoms."""

@@ -11,6 +11,9 @@ from csp.generate.wyckoff import SpaceGroup
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+SAME_SITE = 1e-3  # Å within which an image of an atom is an atom
+NO_SYMMETRY = np.eye(3)[None], np.zeros((1, 3))  # the identity alone: rotations and translations
+
 
 @dataclass(eq=False)
 class Trial:
@@ -19,7 +22,7 @@ class Trial:
     Parameters
     ----------
     group
-        Number of the space group.
+        Number of the space group that atoms and cell are moved by.
     cell
         (3, 3), rows, Å.
     kinds
@@ -34,6 +37,10 @@ class Trial:
         (n_atoms, 3, 3); with ``translations`` (n_atoms, 3), take the orbit's point to the atom.
     translations
         (n_atoms, 3).
+    turn
+        (3, 3) takes columns of fractions of the cell as it was drawn to those of the reduced one.
+    drawn
+        Rotations (n, 3, 3) and translations (n, 3), in fractions of the cell as it was drawn: the symmetry to keep.
     """
 
     group: int
@@ -44,12 +51,46 @@ class Trial:
     owner: Ints
     rotations: Floats
     translations: Floats
+    turn: Floats
+    drawn: tuple[Floats | Ints, Floats]
 
     def fractions(self) -> Floats:
         """Give the fractional coordinates of all atoms, shape (n_atoms, 3), within [0, 1)."""
         spread = (self.rotations @ self.points[self.owner][..., None])[..., 0] + self.translations
         wrapped: Floats = spread % 1.0 % 1.0  # twice: a tiny negative number wraps to 1 at first
         return wrapped
+
+    def operations(self) -> tuple[Floats, Floats]:
+        """Give the rotations (n, 3, 3) and translations (n, 3), in this cell, that the crystal has to have."""
+        rotations, translations = self.drawn
+        return self.turn @ rotations @ np.linalg.inv(self.turn), translations @ self.turn.T
+
+    def is_symmetric(self, fractions: Floats) -> bool:
+        """Tell whether every operation takes the lattice and the atoms to themselves.
+
+        Parameters
+        ----------
+        fractions
+            (n_atoms, 3) of the finished crystal.
+
+        Returns
+        -------
+        bool
+            True if the images of the orbits' points are the atoms, all of them, within ``SAME_SITE``.
+        """
+        if len(self.drawn[0]) == 1:
+            return True  # the identity
+        rotations, translations = self.operations()
+        metric = self.cell @ self.cell.T
+        length = np.sqrt(metric.diagonal().max())
+        if np.abs(rotations.transpose(0, 2, 1) @ metric @ rotations - metric).max() > SAME_SITE * length:
+            return False
+        images = (rotations @ self.points.T + translations[:, :, None]).transpose(1, 0, 2).reshape(3, -1)
+        gap = images[:, :, None] - fractions.T[:, None]  # (3, n_operations * n_orbits, n_atoms)
+        gap -= np.rint(gap)
+        kinds = np.tile(self.kinds, len(rotations))
+        same = (np.abs(gap).max(axis=0) < SAME_SITE / length) & (kinds[:, None] == self.kinds[self.owner])
+        return bool(same.any(axis=1).all() and same.any(axis=0).all())
 
 
 def new_trial(group: SpaceGroup, chosen: list[tuple[int, int]], volume: float, rng: np.random.Generator) -> Trial:
@@ -89,10 +130,12 @@ def new_trial(group: SpaceGroup, chosen: list[tuple[int, int]], volume: float, r
         owner=np.repeat(np.arange(len(chosen)), [position.multiplicity for position in positions]),
         rotations=turn @ np.concatenate([position.rotations for position in positions]) @ back,
         translations=np.concatenate([position.translations for position in positions]) @ turn.T,
+        turn=turn,
+        drawn=(group.rotations, group.translations),
     )
 
 
-def plain_trial(cell: Floats, kinds: Ints, fractions: Floats) -> Trial:
+def plain_trial(cell: Floats, kinds: Ints, fractions: Floats, operations: tuple[Floats, Floats] = NO_SYMMETRY) -> Trial:
     """Take a structure as it is, every atom free.
 
     Parameters
@@ -103,17 +146,31 @@ def plain_trial(cell: Floats, kinds: Ints, fractions: Floats) -> Trial:
         (n_atoms,) index of each atom's element.
     fractions
         (n_atoms, 3).
+    operations
+        Rotations and translations, in fractions of this cell, that the crystal has and has to keep.
 
     Returns
     -------
     Trial
-        Without symmetry, in the reduced cell.
+        In the reduced cell, each atom an orbit of its own.
     """
     order = np.argsort(kinds, kind="stable")
     n = len(kinds)
+    rotations, translations = operations
     if np.linalg.det(cell) < 0:
-        cell, fractions = -cell, -fractions
+        cell, fractions, translations = -cell, -fractions, -translations
     change = reduction(cell)
+    turn = np.rint(np.linalg.inv(change)).T
     unit = np.broadcast_to(np.eye(3), (n, 3, 3))
-    points = fractions[order] @ np.rint(np.linalg.inv(change))
-    return Trial(1, change @ cell, kinds[order], points, unit, np.arange(n), unit, np.zeros((n, 3)))
+    return Trial(
+        group=1,
+        cell=change @ cell,
+        kinds=kinds[order],
+        points=fractions[order] @ turn.T,
+        projectors=unit,
+        owner=np.arange(n),
+        rotations=unit,
+        translations=np.zeros((n, 3)),
+        turn=turn,
+        drawn=(rotations, translations),
+    )

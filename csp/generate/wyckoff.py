@@ -84,13 +84,18 @@ class SpaceGroup:
         return len(self.rotations)
 
     @cached_property
+    def share(self) -> float:
+        """Volume of the primitive cell in units of the conventional one."""
+        return float(np.linalg.det(self.basis))
+
+    @cached_property
     def positions(self) -> tuple[Wyckoff, ...]:
         """Wyckoff positions, the most special first; the last is the general one."""
         return _positions(self.rotations, self.translations)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence spglib's notice about its coming error handling; its global switch is not ours to turn."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -101,7 +106,7 @@ def _quiet() -> Iterator[None]:
 def _hall_numbers() -> dict[int, int]:
     """Give the first Hall number, which is the standard setting, of each space group."""
     first: dict[int, int] = {}
-    with _quiet():
+    with quiet():
         for hall in range(1, N_HALL + 1):
             kind = spglib.get_spacegroup_type(hall)
             if kind is not None:
@@ -123,7 +128,7 @@ def space_group(number: int) -> SpaceGroup:
     SpaceGroup
         Kept in memory after the first call.
     """
-    with _quiet():
+    with quiet():
         data = spglib.get_symmetry_from_database(_hall_numbers()[number])
     if data is None:
         raise DataError(f"spglib has no symmetry operations for space group {number}")

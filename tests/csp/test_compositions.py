@@ -90,10 +90,34 @@ def test_the_rule_agrees_with_the_plan():
     settings = GenerateConfig(atoms=(2, 12), element_ranges={"Ca": (0.1, 0.5)}, charge_balanced=True)
     rule = CompositionRule(SYSTEM, settings)
     for cell in plan_compositions(SYSTEM, settings, np.random.default_rng(1), 200):
-        assert rule.allows(cell)
-    assert not rule.allows({"Mg": 1, "H": 2})
-    assert not rule.allows({"Ca": 4, "H": 9})
-    assert not rule.allows({"Ca": 1, "F": 2})
+        assert not rule.objection(cell)
+
+
+@pytest.mark.parametrize(
+    ("settings", "counts", "objection"),
+    [
+        ({}, {"Ca": 1, "H": 2}, ""),
+        ({}, {"Ca": 4, "H": 9}, "atoms"),
+        ({}, {"Ca": 1}, "atoms"),
+        ({}, {"Ca": 1, "F": 2}, "composition"),
+        ({"formula_units": (1, 2)}, {"Ca": 3, "H": 6}, "formula_units"),
+        ({"formula_units": (2, 8)}, {"Ca": 1, "H": 2}, "formula_units"),
+        ({"element_ranges": {"Ca": (0.1, 0.5)}}, {"Mg": 1, "H": 2}, "composition"),
+        ({"charge_balanced": True}, {"Ca": 1, "H": 3}, "composition"),
+        ({"compositions": ("MgH2",)}, {"Ca": 1, "H": 2}, "composition"),
+        ({"compositions": ("Mg2H4",)}, {"Mg": 1, "H": 2}, "formula_units"),
+        ({"compositions": ("Mg2H4", "MgH2"), "formula_units": (2, 3)}, {"Mg": 3, "H": 6}, ""),
+        ({"compositions": ("Mg2H4", "MgH2"), "formula_units": (2, 3)}, {"Mg": 1, "H": 2}, "formula_units"),
+    ],
+)
+def test_the_rule_tells_what_it_objects_to(settings: dict[str, object], counts: dict[str, int], objection: str):
+    rule = CompositionRule(SYSTEM, GenerateConfig.model_validate({"atoms": (2, 12)} | settings))
+    assert rule.objection(counts) == objection
+
+
+def test_a_rule_with_a_range_of_a_foreign_element_is_an_error():
+    with pytest.raises(ConfigError, match="got F"):
+        CompositionRule(SYSTEM, GenerateConfig(element_ranges={"F": (0.0, 0.5)}))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import time
 import warnings
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,9 +9,13 @@ import spglib
 from ase import Atoms
 from ase.geometry import get_distances
 
+from csp.compositions import plan_compositions
 from csp.config import GenerateConfig
 from csp.errors import ConfigError
 from csp.generate import Generated, generate
+from csp.generate.pool import Pool, Request
+from csp.generate.symmetric import RandomCrystals
+from csp.generate.trial import Trial
 from csp.generate.wyckoff import N_GROUPS, space_group
 from csp.geometry import least_excess
 from csp.knowledge import Knowledge
@@ -107,20 +112,40 @@ def _operations(atoms: Atoms) -> int:
     return 0 if found is None else len(found["rotations"])
 
 
-def _symmetry_kept(atoms: Atoms) -> bool:
-    return _operations(atoms) >= space_group(atoms.info["space_group"]).order
+def _has(atoms: Atoms, trial: Trial) -> bool:
+    """Tell whether spglib finds each operation that the generator used: a supergroup of the group asked for."""
+    rotations, translations = trial.operations()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        found = spglib.get_symmetry((atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), symprec=1e-4)
+    shift = translations[:, None] - found["translations"]
+    same = (np.rint(rotations)[:, None] == found["rotations"]).all(axis=(2, 3))
+    return bool((same & (np.abs(shift - np.rint(shift)).max(axis=2) < 1e-3)).any(axis=1).all())
 
 
 def test_all_230_groups_are_reached_and_found_again():
-    made = kept = 0
+    knowledge = Knowledge.initial(("Mg", "O"), 0.0)
+    rng = np.random.default_rng(1)
+    asked = 0
+    kept: list[bool] = []
     for number in range(1, N_GROUPS + 1):
-        settings = {"space_groups": (number,), "symmetric_fraction": 1.0, "atoms": (4, 32), "formula_units": (1, 32)}
-        result = _make(("Mg", "O"), 0.0, 2, seed=number, prototype_share=0.0, **settings)
-        assert {atoms.info["space_group"] for atoms in result.atoms} == {number}
-        made += result.made
-        kept += sum(map(_symmetry_kept, result.atoms))
-    assert kept > 0.99 * made
-    assert made >= 0.97 * 2 * N_GROUPS
+        settings = GenerateConfig(
+            space_groups=(number,), symmetric_fraction=1.0, atoms=(4, 32), formula_units=(1, 32), max_attempts=80
+        )
+        crystals = RandomCrystals(settings, knowledge)
+        plan = [cell for cell in plan_compositions(("Mg", "O"), settings, rng, 60) if crystals.possible(cell)][:2]
+        requests = [Request(i, partial(crystals.propose, cell), rng) for i, cell in enumerate(plan)]
+        made: list[Trial] = []
+
+        def accept(request: Request, atoms: Atoms, made: list[Trial] = made) -> None:
+            made.append(request.proposal.trial)
+            kept.append(_has(atoms, request.proposal.trial))
+
+        Pool(settings, knowledge, ("Mg", "O")).work(requests, accept)
+        assert {len(trial.operations()[0]) for trial in made} == {space_group(number).order}, number
+        asked += len(plan)
+    assert sum(kept) > 0.99 * len(kept)
+    assert len(kept) >= 0.97 * asked
 
 
 def test_a_large_sample_keeps_its_distances():
