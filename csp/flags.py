@@ -28,6 +28,8 @@ class Flag(StrEnum):
     ENERGY = "energy"  # the energy jumped
     STRESS = "stress"  # a pressure beyond reason
     NOT_FINITE = "not_finite"  # the model broke down
+    NO_CRYSTAL = "no_crystal"  # no atoms, or not periodic
+    UNKNOWN_ELEMENT = "unknown_element"  # the model has not learned it
     UNCONVERGED = "unconverged"  # the relaxation came to no end
     COMMITTEE = "committee"  # the committee disagrees far more than usual
     ENERGY_TOO_LOW = "energy_too_low"  # below anything physical for its volume

@@ -28,7 +28,9 @@ def labels(rng: np.random.Generator, n: int = 60) -> tuple[list[Atoms], np.ndarr
     return frames, np.array(energies)
 
 
-@pytest.mark.parametrize("flag", ["too_close", "volume", "energy", "stress", "not_finite"])
+@pytest.mark.parametrize(
+    "flag", ["too_close", "volume", "energy", "stress", "not_finite", "no_crystal", "unknown_element"]
+)
 def test_the_reasons_of_unsafe_relaxations_are_flags(flag: str) -> None:
     assert relaxation_flag("unsafe", flag) == Flag(flag)
 

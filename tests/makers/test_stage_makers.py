@@ -14,7 +14,9 @@ from monty.json import MontyDecoder
 from acnn import checkpoint
 from acnn.config import ModelConfig, RelaxConfig
 from acnn.nn.potential import Potential
+from acnn.relax.result import FailureReason
 from csp.config import AdvanceConfig, GenerateConfig, SelectConfig
+from csp.flags import HARMLESS_ENDS, Flag
 from csp.generate import generate
 from csp.hull import formula_of
 from csp.knowledge import Knowledge
@@ -138,6 +140,10 @@ def test_relax_shares_a_chunk_among_processes(job_store):
     assert one.counts.statuses == two.counts.statuses
     assert two.relaxed.columns["enthalpy"] == pytest.approx(one.relaxed.columns["enthalpy"], abs=1e-4, nan_ok=True)
     assert list(two.relaxed.columns["origin"]) == ["random"] * 12
+
+
+def test_select_knows_every_end_of_a_relaxation():
+    assert {str(reason) for reason in FailureReason} <= {*Flag, *HARMLESS_ENDS}
 
 
 def relaxed(
