@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from acnn.errors import NumericalError
 from acnn.relax.cache import NeighborCache
 from acnn.relax.guard import CODE, CODES, GPA, RETRIED, closest_ratio, first_broken
 from acnn.relax.memory import is_refusal
@@ -148,6 +147,20 @@ class Lane:
         self.minimizer.propose(rows[~done])
         return results
 
+    def evict(self) -> list[Job]:
+        """Vacate all slots.
+
+        Returns
+        -------
+        list[Job]
+            The structures as they came.
+        """
+        slots = self.pool.active().tolist()
+        jobs = [self.pool.job(slot) for slot in slots]
+        self.pool.leave(slots)
+        self.budget.in_flight -= sum(len(job.atoms) for job in jobs)
+        return jobs
+
     def _verdict(self, rows: torch.Tensor, fatal: torch.Tensor) -> torch.Tensor:
         """Give the number of the reason for which each structure ends; 0 if converged, -1 if it goes on."""
         settings = self.settings
@@ -169,10 +182,13 @@ class Lane:
             except (MemoryError, RuntimeError) as error:
                 if not is_refusal(error):
                     raise
-                if len(rows) == 1:
-                    raise NumericalError(f"out of memory with one structure of {n_atoms} atoms in flight") from error
-                self.budget.halve(n_atoms)
+                kept = self.neighbors.skin
                 self.neighbors.release()
+                if len(rows) == 1:
+                    if not kept:
+                        raise
+                    return self._evaluate(rows)
+                self.budget.halve(n_atoms)
         half = len(rows) // 2
         return _join(self._evaluate(rows[:half]), self._evaluate(rows[half:]))
 

@@ -26,33 +26,31 @@ SHORTEST = 0.3
 """Distance of an atom from its own image below which a structure is not worth looking at, Å."""
 
 
-def screened(jobs: Iterator[Job], refused: list[Relaxed], elements: Sequence[str] | None = None) -> Iterator[Job]:
-    """Pass on the structures that can be evaluated at all.
+def screened(jobs: Iterator[Job], elements: Sequence[str] | None = None) -> Iterator[Job | Relaxed]:
+    """Pass on the structures that can be evaluated at all, and the results of the others.
 
     Parameters
     ----------
     jobs
         Structures.
-    refused
-        Where the results of the others are put.
     elements
         Those that the potential knows, where it says so.
 
     Yields
     ------
-    Job
-        A structure.
+    Job or Relaxed
+        A structure, or why it cannot be evaluated.
     """
     known = np.isin(chemical_symbols, elements or chemical_symbols)
+    nan = math.nan
     for job in jobs:
         reason = _reason(job.atoms, known)
         if reason is None:
             yield job
-            continue
-        nan = math.nan
-        refused.append(
-            Relaxed(job.index, job.atoms.copy(), RelaxStatus.UNSAFE, reason.value, 0, nan, nan, nan, nan, spread=nan)
-        )
+        else:
+            yield Relaxed(
+                job.index, job.atoms.copy(), RelaxStatus.UNSAFE, reason.value, 0, nan, nan, nan, nan, spread=nan
+            )
 
 
 def _reason(atoms: Atoms, known: np.ndarray) -> FailureReason | None:

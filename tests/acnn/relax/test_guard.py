@@ -18,14 +18,15 @@ from acnn.errors import ConfigError, NumericalError
 from acnn.neighbors import build_neighbors
 from acnn.relax import FailureReason, Relaxed, RelaxStatus, guard, relax
 from acnn.relax.cache import NeighborCache
+from acnn.relax.engine import Engine
 from acnn.relax.guard import distance_table
 from acnn.relax.lbfgs import History
 from acnn.relax.memory import affordable
 from acnn.relax.minimizer import Minimizer
-from acnn.relax.pool import Pool
+from acnn.relax.pool import Job, Pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from acnn.neighbors import Neighbors
 
@@ -257,6 +258,58 @@ def test_neighbors_that_cannot_be_kept_are_searched_again(monkeypatch: pytest.Mo
     monkeypatch.setattr(NeighborCache, "_reserve", refuse)
     searched = list(relax(frames, Morse(), RelaxConfig(), pressure_gpa=0.0))
     assert [r.n_steps for r in searched] == [r.n_steps for r in kept]
+
+
+def test_a_large_structure_whose_neighbors_cannot_be_kept_ends_nobody(monkeypatch: pytest.MonkeyPatch):
+    frames = random_crystals(5, 12, (2, 6)) + random_crystals(5, 1, (60, 60))
+    kept = list(relax(frames, Morse(), RelaxConfig(max_steps=20), pressure_gpa=0.0))
+    reserve = NeighborCache._reserve
+
+    def small(self: NeighborCache, n_atoms: int, width: int) -> None:
+        if n_atoms > 50:
+            raise torch.OutOfMemoryError
+        reserve(self, n_atoms, width)
+
+    monkeypatch.setattr(NeighborCache, "_reserve", small)
+    for some in (frames, frames[-1:]):
+        results = list(relax(some, Morse(), RelaxConfig(max_steps=20), pressure_gpa=0.0))
+        assert [r.n_steps for r in results] == [r.n_steps for r in kept[-len(some) :]]
+
+
+def test_a_large_structure_that_fits_alone_only_waits_until_it_is(monkeypatch: pytest.MonkeyPatch):
+    frames = [*random_crystals(5, 1, (60, 60)), *random_crystals(5, 12, (2, 6))]
+    settings = RelaxConfig(max_steps=20)
+    before = list(relax(frames, Morse(), settings, pressure_gpa=0.0))
+    compute, refused = Morse.compute, []
+    engine = Engine(Morse(), settings, distance_table(None))
+
+    def crowded(self: Morse, batch: Batch, neighbors: Neighbors | None = None) -> Output:
+        if batch.n_atoms >= 60 and engine.budget.in_flight > 60:
+            refused.append(engine.budget.in_flight)
+            raise torch.OutOfMemoryError
+        return compute(self, batch, neighbors)
+
+    monkeypatch.setattr(Morse, "compute", crowded)
+    results = sorted(engine.run(Job(k, a, 0.0) for k, a in enumerate(frames)), key=lambda r: r.index)
+    assert [r.index for r in results] == list(range(13))
+    assert [r.n_steps for r in results] == [r.n_steps for r in before]
+    assert refused
+    assert engine.budget.in_flight == 0
+
+
+def test_refused_structures_are_handed_out_as_they_come(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("acnn.relax.engine.MOST_REFUSED", 10)
+    read = []
+
+    def flat() -> Iterator[Atoms]:
+        for number in range(100):
+            read.append(number)
+            yield Atoms("Al", cell=[1.0, 1.0, 0.0], pbc=True)
+
+    results = relax(flat(), Morse(), RelaxConfig(), pressure_gpa=0.0)
+    assert next(results).reason == FailureReason.VOLUME
+    assert len(read) < 20
+    assert len(list(results)) == 99
 
 
 def test_memory_that_pytorch_keeps_is_free(monkeypatch: pytest.MonkeyPatch):

@@ -187,3 +187,12 @@ def test_lanes_end_with_their_structures():
     assert max(len(found) for found in widths) <= 4
     assert not engine.lanes
     assert engine.budget.in_flight == 0
+
+
+def test_sizes_that_rise_share_few_lanes():
+    frames = [atoms for size in range(10, 61) for atoms in random_crystals(size, 3, (size, size))]
+    settings = RelaxConfig(batch_atoms=512, max_steps=40, fmax=0.2, stress_gpa=2.0)
+    engine = Engine(Morse(), settings, distance_table(None))
+    n_lanes = [len(engine.lanes) for _ in engine.run(Job(k, atoms, 0.0) for k, atoms in enumerate(frames))]
+    assert len(n_lanes) == len(frames)
+    assert max(n_lanes) <= 3
