@@ -6,12 +6,13 @@ import uuid
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from jobflow import CURRENT_JOB, SETTINGS, Job, JobConfig, JobStore, Maker, OnMissing, job
 from maggma.stores import MemoryStore
 from monty.json import MontyDecoder, MSONable, jsanitize
+from pydantic import BaseModel
 
 from csp.state import Ledger, SearchState
 from makers.blobs import LedgerBlob, ModelBlob, StructureBatch
@@ -21,7 +22,7 @@ from makers.stores import write_blobs_first
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pydantic import BaseModel
+Stored = TypeVar("Stored", bound=BaseModel)
 
 NAMESPACE = uuid.UUID("5c8f3a50-6a1d-4e0c-9a42-8f1d3a2b7c11")
 
@@ -127,6 +128,27 @@ def _given_store() -> JobStore:
     if store is None:
         raise RuntimeError("no job is running here: a stage's function was called outside of its job")
     return store
+
+
+def stored_already(schema: type[Stored]) -> Stored | None:
+    """Return what another launch of the running job has stored: its result is in use, and must not be replaced.
+
+    Parameters
+    ----------
+    schema
+        Document of the job's output.
+
+    Returns
+    -------
+    Document or None
+        With its blobs; None if there is nothing, or not everything.
+    """
+    job: Any = CURRENT_JOB.job
+    try:
+        output = current_store().get_output(job.uuid, which=job.index, load=True)
+        return schema.model_validate(MontyDecoder().process_decoded(output))
+    except ValueError:  # no output, or one without its blob
+        return None
 
 
 def job_uuid(run_id: str, name: str) -> str:

@@ -21,7 +21,7 @@ from makers.labelling import read_labels, to_training_frames
 from makers.outcomes import NEAR_HULL_ERROR
 from makers.phases import enthalpy_per_atom
 from makers.scratch import resumable
-from makers.stage import Handle, Stage, StageMaker, current_store, seed_sequence, stage_job
+from makers.stage import Handle, Stage, StageMaker, current_store, seed_sequence, stage_job, stored_already
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -72,6 +72,9 @@ class TrainMaker(StageMaker):
     def make(self, generation: int, labelled: LabelSummary, previous: Handle | None = None) -> TrainDoc:
         """Train one model; a killed launch is gone on from, see `makers.scratch`.
 
+        Of two launches the first to end counts: the next generation may use its model already, and a training that
+        ``max_time`` ends does not give the same one again.
+
         Parameters
         ----------
         generation
@@ -88,6 +91,8 @@ class TrainMaker(StageMaker):
         """
         del labelled  # the labels themselves are read from their collection
         start = time.perf_counter()
+        if (done := stored_already(TrainDoc)) is not None:
+            return done
         store = current_store()
         labels = read_labels(store, self.project, self.fingerprint, until=generation)
         before = checkpoint.loads(previous.fetch(store).content) if previous else None
@@ -126,7 +131,8 @@ class TrainMaker(StageMaker):
             walk_forward=walk_forward,
             seconds=seconds,
         )
-        return TrainDoc(model=ModelBlob(checkpoint.dumps(result.potential)), summary=summary)
+        new = TrainDoc(model=ModelBlob(checkpoint.dumps(result.potential)), summary=summary)
+        return stored_already(TrainDoc) or new
 
 
 def walk_forward_errors(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -11,10 +11,12 @@ from ase.build import bulk, make_supercell
 from jobflow import run_locally
 from monty.json import MontyDecoder
 
+import makers.train
 from acnn import checkpoint
-from acnn.config import ModelConfig, RelaxConfig
+from acnn.config import ModelConfig, RelaxConfig, TrainConfig
 from acnn.nn.potential import Potential
 from acnn.relax.result import FailureReason
+from acnn.train import train
 from csp.config import AdvanceConfig, GenerateConfig, SelectConfig
 from csp.flags import HARMLESS_ENDS, Flag
 from csp.generate import generate
@@ -27,16 +29,18 @@ from makers.config import AseLabelConfig
 from makers.documents import LabelKind, LabelSummary, RelaxCounts, RelaxDoc
 from makers.generate import GenerateMaker, best_parents
 from makers.label import LabelMaker
-from makers.labelling import read_labels
+from makers.labelling import read_labels, settings_fingerprint
 from makers.relax import RelaxMaker
 from makers.report import ReportMaker
 from makers.select import SelectMaker
 from makers.stage import Handle, Stage, seed_sequence
+from makers.train import TrainMaker
 
 if TYPE_CHECKING:
     from ase import Atoms
     from jobflow import Job, JobStore
 
+    from acnn.train.loop import TrainResult
     from makers.documents import LabelDoc
 
 pytestmark = pytest.mark.integration
@@ -140,6 +144,29 @@ def test_relax_shares_a_chunk_among_processes(job_store):
     assert one.counts.statuses == two.counts.statuses
     assert two.relaxed.columns["enthalpy"] == pytest.approx(one.relaxed.columns["enthalpy"], abs=1e-4, nan_ok=True)
     assert list(two.relaxed.columns["origin"]) == ["random"] * 12
+
+
+def test_a_second_launch_of_a_training_keeps_the_model_of_the_first(labels, job_store, monkeypatch):
+    del labels
+    settings = TrainConfig(max_steps=2)
+    model = ModelConfig(n_radial=4, channels=2)
+    maker = TrainMaker("p", settings_fingerprint(EMT), SYSTEM, 0.0, 0.05, 1, settings, model)
+    nothing = LabelSummary(asked=0, statuses={}, reused=0, label_ids=[], seconds=0.0)
+    first_job, late = maker.make(1, nothing), maker.make(1, nothing)
+    late.set_uuid(first_job.uuid)
+    first = output(first_job, job_store)
+    assert output(late, job_store).model.sha256 == first.model.sha256
+
+    slower = maker.make(1, nothing)
+
+    def overtaken(*args: Any, **kwargs: Any) -> TrainResult:  # noqa: ANN401 - handed on
+        """Train another model while another launch stores its own."""
+        stored = {"model": first.model.as_dict(), "summary": first.summary.model_dump()}
+        job_store.update({"uuid": slower.uuid, "index": 1, "output": stored}, save={"data": "model"})
+        return train(*args, **kwargs | {"seed": 7})
+
+    monkeypatch.setattr(makers.train, "train", overtaken)
+    assert output(slower, job_store).model.sha256 == first.model.sha256
 
 
 def test_select_knows_every_end_of_a_relaxation():
