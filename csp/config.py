@@ -31,7 +31,13 @@ class GenerateConfig(Settings):
         default=False,
         description="Keep only compositions that common oxidation states can balance (elements always stay).",
     )
-    symmetric_fraction: float = Field(0.9, ge=0, le=1, description="Share of random crystals made with a space group.")
+    symmetric_fraction: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="Share of random crystals made with a space group; all are where space_groups are given or "
+        "symmetry_operations start above 1.",
+    )
     space_groups: tuple[int, ...] | None = Field(
         None, description="Space groups of random crystals and prototypes, 1 to 230; null is all."
     )

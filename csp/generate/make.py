@@ -225,7 +225,7 @@ def _check(settings: GenerateConfig, knowledge: Knowledge, elements: Sequence[st
     unknown = sorted(set(elements) - set(knowledge.elements))
     if unknown:
         raise ConfigError(f"elements: no distances or volumes are known for {', '.join(unknown)}")
-    if settings.symmetric_fraction > 0 and not allowed_groups(settings):
+    if not allowed_groups(settings):
         low, high = settings.symmetry_operations
         raise ConfigError(
             f"generate.space_groups: none of {settings.space_groups or 'all 230'} has {low} to {high} symmetry "

@@ -255,7 +255,20 @@ def test_another_chunk_or_generation_gives_other_crystals(key: tuple[int, ...]):
     assert not {atoms.get_volume() for atoms in one.atoms} & {atoms.get_volume() for atoms in two.atoms}
 
 
-def test_only_groups_that_can_hold_the_atoms_are_planned():
-    result = _make(("Mg", "O"), 0.0, 20, space_groups=(205,), symmetric_fraction=1.0, prototype_share=0.0)
-    assert result.made == 20
-    assert {atoms.info["space_group"] for atoms in result.atoms} == {205}
+@pytest.mark.parametrize(
+    ("settings", "groups"),
+    [
+        ({"space_groups": (205,)}, {205}),
+        ({"space_groups": (1, 205)}, {1, 205}),
+        ({"symmetry_operations": (24, 48), "atoms": (1, 6)}, set(range(191, 195)) | set(range(200, 231))),
+    ],
+    ids=["205", "1 and 205", "operations"],
+)
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_only_the_groups_of_the_settings_are_made_and_planned(
+    settings: dict[str, object], groups: set[int], fraction: float
+):
+    result = _make(("Mg", "O"), 0.0, 30, symmetric_fraction=fraction, prototype_share=0.0, **settings)
+    assert result.refused.get("no_group", 0) == 0
+    assert result.made > 25
+    assert {atoms.info["space_group"] for atoms in result.atoms} <= groups
