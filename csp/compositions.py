@@ -1,6 +1,6 @@
 """The plan over compositions and cell sizes: fair at first, then more where the hull is near or undecided."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import product
 from math import gcd
@@ -30,6 +30,7 @@ def plan_compositions(
     *,
     attempts: Mapping[str, int] | None = None,
     hull_distances: Mapping[str, float] | None = None,
+    possible: Callable[[Mapping[str, int]], bool] | None = None,
 ) -> list[dict[str, int]]:
     """Choose the contents of ``n`` primitive cells.
 
@@ -48,6 +49,8 @@ def plan_compositions(
     hull_distances
         Least enthalpy above the hull that is still possible by reduced formula, eV/atom: what was seen less its
         uncertainty, so that undecided compositions count as near.
+    possible
+        Tells whether a cell can be made; the number of formula units is drawn from those for which it can, if any.
 
     Returns
     -------
@@ -78,10 +81,43 @@ def plan_compositions(
     plan: list[dict[str, int]] = []
     for pick, chance in zip(picks, units, strict=True):
         unit = formulae[pick]
-        sizes = _sizes(int(unit.sum()), settings)
-        counts = unit * sizes[int(chance * len(sizes))]
-        plan.append({symbol: int(count) for symbol, count in zip(symbols, counts, strict=True) if count})
+        cells = _cells(unit.tolist(), symbols, settings)
+        cells = [cell for cell in cells if possible(cell)] or cells if possible else cells
+        plan.append(cells[int(chance * len(cells))])
     return plan
+
+
+def listed_cells(elements: Sequence[str], settings: GenerateConfig) -> dict[str, list[dict[str, int]]]:
+    """List the cells of the formulae that the user lists.
+
+    Parameters
+    ----------
+    elements
+        Chemical symbols of the system.
+    settings
+        Compositions, formula units, atoms.
+
+    Returns
+    -------
+    dict[str, list[dict[str, int]]]
+        Atoms by element of every cell that the numbers of atoms and formula units allow, by formula as the user wrote
+        it; empty where compositions vary.
+
+    Raises
+    ------
+    ConfigError
+        If a formula can never be met.
+    """
+    formulae = settings.compositions or ()
+    symbols = tuple(dict.fromkeys(elements))
+    rows = _listed(symbols, settings).tolist()
+    return {formula: _cells(row, symbols, settings) for formula, row in zip(formulae, rows, strict=True)}
+
+
+def _cells(unit: Sequence[int], symbols: tuple[str, ...], settings: GenerateConfig) -> list[dict[str, int]]:
+    """List the cells of whole formula units that fit, absent elements left out."""
+    present = {symbol: count for symbol, count in zip(symbols, unit, strict=True) if count}
+    return [{symbol: n * count for symbol, count in present.items()} for n in _sizes(sum(unit), settings)]
 
 
 def _sizes(unit: int, settings: GenerateConfig) -> range:

@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from pymatgen.core.structure import Structure
 
-from csp.compositions import CompositionRule, even_draw, plan_compositions
+from csp.compositions import CompositionRule, even_draw, listed_cells, plan_compositions
 from csp.config import GenerateConfig
 from csp.errors import ConfigError
 from csp.generate.mutations import Mutations
@@ -107,13 +107,15 @@ def generate(  # noqa: PLR0913 - one call serves every source
     Raises
     ------
     ConfigError
-        If the settings can never be met: no composition, no space group, elements without knowledge.
+        If the settings can never be met: no composition, no space group, a listed composition that no allowed space
+        group can hold, elements without knowledge.
     """
     _check(settings, knowledge, elements)
     knowledge = knowledge.scaled(settings.distance_scale)
     given = substituted([*load_seeds(settings.seeds), *load_seeds(seeds)], elements, knowledge)
     crystals = RandomCrystals(settings, knowledge)
     if plan is None:
+        _check_listed(settings, elements, crystals)
         if notes := outside(given[:n], CompositionRule(elements, settings), knowledge):
             _warn(f"generate.seeds: of {len(given)} seeds, {notes}")
         if len(given) > n:
@@ -121,7 +123,7 @@ def generate(  # noqa: PLR0913 - one call serves every source
         sources = _sources(settings, knowledge, elements, given, parents)
         proposers = _draw_sources(sources, given, knowledge, n, _rng(seed, SOURCES))
         n_random = sum(proposer is None for proposer in proposers)
-        draw = partial(plan_compositions, elements, settings, _rng(seed, PLAN))
+        draw = partial(plan_compositions, elements, settings, _rng(seed, PLAN), possible=crystals.possible)
         plan = _possible_plan(partial(draw, attempts=attempts, hull_distances=hull_distances), n_random, crystals)
     elif len(plan) == n:
         proposers = [None] * n
@@ -230,4 +232,17 @@ def _check(settings: GenerateConfig, knowledge: Knowledge, elements: Sequence[st
         raise ConfigError(
             f"generate.space_groups: none of {settings.space_groups or 'all 230'} has {low} to {high} symmetry "
             "operations (generate.symmetry_operations)"
+        )
+
+
+def _check_listed(settings: GenerateConfig, elements: Sequence[str], crystals: RandomCrystals) -> None:
+    """Refuse listed compositions that no allowed space group can hold, whatever the number of formula units."""
+    listed = listed_cells(elements, settings) if settings.compositions else {}
+    impossible = [formula for formula, cells in listed.items() if not any(map(crystals.possible, cells))]
+    if impossible:
+        (low, high), (least, most) = settings.formula_units, settings.atoms
+        raise ConfigError(
+            f"generate.compositions: no allowed space group can hold {', '.join(impossible)} with {low} to {high} "
+            f"formula units and {least} to {most} atoms in the primitive cell; leave it out, or widen one of space_groups, "
+            "symmetry_operations, formula_units, atoms"
         )

@@ -34,6 +34,7 @@ class RandomCrystals:
         self.groups = allowed_groups(settings)
         self.share = symmetric_share(settings)
         self._volumes: dict[tuple[int, ...], tuple[float, float]] = {}
+        self._possible: dict[tuple[int, ...], bool] = {}
 
     def propose(self, counts: Mapping[str, int], rng: np.random.Generator) -> Proposal | str:
         """Draw a crystal of given contents.
@@ -82,7 +83,9 @@ class RandomCrystals:
         if 1 in self.groups:
             return True
         atoms = tuple(counts.get(symbol, 0) for symbol in self.knowledge.elements)
-        return any(filler(number).possible(atoms) for number in self.groups)
+        if atoms not in self._possible:
+            self._possible[atoms] = any(filler(number).possible(atoms) for number in self.groups)
+        return self._possible[atoms]
 
     def filled(self, counts: Mapping[str, int]) -> float:
         """Give the volume of spheres of half the like-like least distances.

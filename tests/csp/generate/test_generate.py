@@ -84,8 +84,17 @@ def test_unlike_atoms_that_cannot_keep_apart_are_refused_soon(distance: float, r
 
 
 def test_a_group_that_cannot_hold_the_atoms_is_refused():
-    made = _make(("Cu",), 0.0, 3, compositions=("Cu",), formula_units=(1, 1), atoms=(1, 1), space_groups=(230,))
+    settings = GenerateConfig(formula_units=(1, 1), atoms=(1, 1), space_groups=(230,))
+    knowledge = Knowledge.initial(("Cu",), 0.0)
+    made = generate(settings, knowledge, elements=("Cu",), n=3, seed=np.random.SeedSequence(1), plan=[{"Cu": 1}] * 3)
     assert made.refused == {"no_group": 3}
+
+
+def test_listed_compositions_keep_their_shares_where_groups_hold_only_some_cells():
+    settings = {"compositions": ("MgO", "Mg2O"), "space_groups": (205,), "atoms": (1, 24), "distance_scale": 0.5}
+    made = _make(("Mg", "O"), 0.0, 20, prototype_share=0.0, **settings)
+    assert not made.refused
+    assert Counter(atoms.info["formula"] for atoms in made.atoms) == {"MgO": 10, "Mg2O": 10}
 
 
 @pytest.mark.parametrize(
@@ -96,8 +105,9 @@ def test_a_group_that_cannot_hold_the_atoms_is_refused():
         ({"compositions": ("Mg30O30",), "atoms": (2, 16)}, "60 atoms per formula unit"),
         ({"element_ranges": {"Mg": (0.9, 0.95)}, "atoms": (2, 4)}, "widen one of"),
         ({"space_groups": (225,), "symmetry_operations": (1, 4)}, "symmetry"),
+        ({"compositions": ("MgO", "Mg5O7"), "formula_units": (1, 1), "space_groups": (225,)}, "hold Mg5O7 with 1 to 1"),
     ],
-    ids=["foreign element", "no formula", "too large", "empty range", "no group"],
+    ids=["foreign element", "no formula", "too large", "empty range", "no group", "impossible formula"],
 )
 def test_settings_that_can_never_be_met_are_an_error(settings: dict[str, object], message: str):
     with pytest.raises(ConfigError, match=message):
@@ -176,7 +186,7 @@ NASTY = [
     (("Be", "P", "N", "O"), {"compositions": ("Be13P13N13O1",), "atoms": (2, 40)}),
     (("Cu",), {"compositions": ("Cu59",), "atoms": (59, 59), "symmetry_operations": (24, 48)}),
     (("Mg", "O"), {"distance_scale": 1.6, "atoms": (2, 30)}),
-    (("Mg", "O"), {"space_groups": (230,), "compositions": ("Mg17O3",), "atoms": (2, 60)}),
+    (("Mg", "O"), {"space_groups": (230,), "compositions": ("Mg4O3",), "atoms": (2, 60)}),
 ]
 
 
