@@ -243,6 +243,6 @@ def _check_listed(settings: GenerateConfig, elements: Sequence[str], crystals: R
         (low, high), (least, most) = settings.formula_units, settings.atoms
         raise ConfigError(
             f"generate.compositions: no allowed space group can hold {', '.join(impossible)} with {low} to {high} "
-            f"formula units and {least} to {most} atoms in the primitive cell; leave it out, or widen one of space_groups, "
-            "symmetry_operations, formula_units, atoms"
+            f"formula units and {least} to {most} atoms in the primitive cell; leave it out, or widen one of "
+            "space_groups, symmetry_operations, formula_units, atoms"
         )

@@ -190,6 +190,8 @@ def _checked(atoms: Atoms, name: str) -> Atoms:
     cell = np.asarray(atoms.cell.array)
     if not np.isfinite(cell).all() or abs(np.linalg.det(cell)) < SMALLEST_VOLUME * len(atoms):
         raise DataError(f"generate.seeds: {name} has no cell; a crystal periodic in three directions is needed")
+    if not np.isfinite(atoms.positions).all():
+        raise DataError(f"generate.seeds: {name} has coordinates that are no finite numbers")
     seed = Atoms(numbers=atoms.numbers, cell=cell, positions=atoms.positions, pbc=True)
     seed.info["seed"] = Path(name).name
     return seed

@@ -139,6 +139,13 @@ def test_bad_seeds_are_named(tmp_path: Path, name: str, content: str | None, mes
         load_seeds([tmp_path / name])
 
 
+def test_a_seed_with_coordinates_that_are_no_numbers_is_named():
+    broken = _rocksalt()
+    broken.positions[3, 1] = np.nan
+    with pytest.raises(DataError, match="seed 1 has coordinates"):
+        load_seeds([_rocksalt(), broken])
+
+
 def test_an_empty_folder_and_a_seed_with_too_many_foreign_elements_are_errors(tmp_path: Path):
     with pytest.raises(DataError, match="holds none of"):
         load_seeds([tmp_path])
