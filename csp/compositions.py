@@ -128,7 +128,8 @@ def _sizes(unit: int, settings: GenerateConfig) -> range:
 
 
 def _listed(symbols: tuple[str, ...], settings: GenerateConfig) -> Ints:
-    """Read the user's formulae, shape (n, n_elements)."""
+    """Read the user's formulae, shape (n, n_elements); each has to meet all the settings."""
+    _check_ranges(symbols, settings)
     rows: list[list[int]] = []
     for formula in settings.compositions or ():
         rows.append(_read_formula(formula, symbols))
@@ -138,6 +139,18 @@ def _listed(symbols: tuple[str, ...], settings: GenerateConfig) -> Ints:
                 f"generate.compositions: {formula} has {unit} atoms per formula unit; no number of formula units from "
                 f"{settings.formula_units[0]} to {settings.formula_units[1]} gives {settings.atoms[0]} to "
                 f"{settings.atoms[1]} atoms (generate.formula_units, generate.atoms)"
+            )
+        for symbol, (least, most) in settings.element_ranges.items():
+            share = rows[-1][symbols.index(symbol)] / unit
+            if not least - 1e-9 <= share <= most + 1e-9:
+                raise ConfigError(
+                    f"generate.compositions: {formula} is {share:.3g} {symbol}, outside generate.element_ranges "
+                    f"({least:g} to {most:g}); widen the range or leave the formula out"
+                )
+        if settings.charge_balanced and not charge_balanced(np.array(rows[-1:]), symbols)[0]:
+            raise ConfigError(
+                f"generate.compositions: no common oxidation states balance {formula}; leave it out or set "
+                "generate.charge_balanced to false"
             )
     return np.array(rows, dtype=np.int64)
 

@@ -25,11 +25,12 @@ class GenerateConfig(Settings):
     formula_units: tuple[int, int] = Field((1, 8), description="Least and most formula units in the primitive cell.")
     element_ranges: dict[str, tuple[float, float]] = Field(
         default_factory=dict,
-        description="Allowed atomic fraction of an element, 0 to 1, when compositions vary; absent means any.",
+        description="Allowed atomic fraction of an element, 0 to 1; absent means any. Listed formulae have to be within.",
     )
     charge_balanced: bool = Field(
         default=False,
-        description="Keep only compositions that common oxidation states can balance (elements always stay).",
+        description="Keep only compositions that common oxidation states can balance (elements always stay); a listed "
+        "one that they cannot is an error.",
     )
     symmetric_fraction: float = Field(
         0.9,
