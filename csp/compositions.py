@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pymatgen.core.composition import Composition
 
 from csp.config import GenerateConfig
+from csp.draw import even_draw
 from csp.elements import element, oxidation_states
 from csp.errors import ConfigError
 
@@ -300,30 +301,6 @@ def _row(formula: str, symbols: tuple[str, ...]) -> tuple[int, ...]:
     """Turn a formula into reduced counts in the order of the elements."""
     amounts = Composition(formula).get_el_amt_dict()
     return _reduced([round(amounts.get(symbol, 0.0)) for symbol in symbols])
-
-
-def even_draw(weights: Floats, rng: np.random.Generator, n: int) -> Ints:
-    """Draw indices by systematic sampling: every share is met to within one, the order is random.
-
-    Parameters
-    ----------
-    weights
-        (m,) not negative, sum 1.
-    rng
-        Source of chance.
-    n
-        Draws.
-
-    Returns
-    -------
-    Ints
-        (n,) indices below m.
-    """
-    if n == 0:
-        return np.zeros(0, dtype=np.int64)
-    points = (np.arange(n) + rng.random()) / n
-    picks = np.searchsorted(np.cumsum(weights), points * (1 - 1e-12), side="right")
-    return rng.permutation(np.minimum(picks, len(weights) - 1))
 
 
 class CompositionRule:

@@ -25,7 +25,7 @@ class GenerateConfig(Settings):
     formula_units: tuple[int, int] = Field((1, 8), description="Least and most formula units in the primitive cell.")
     element_ranges: dict[str, tuple[float, float]] = Field(
         default_factory=dict,
-        description="Allowed atomic fraction of an element, 0 to 1; absent means any. Listed formulae have to be within.",
+        description="Allowed atomic fraction of an element, 0 to 1; absent means any. Binds listed formulae, too.",
     )
     charge_balanced: bool = Field(
         default=False,

@@ -10,8 +10,9 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from pymatgen.core.structure import Structure
 
-from csp.compositions import CompositionRule, even_draw, listed_cells, plan_compositions
+from csp.compositions import CompositionRule, listed_cells, plan_compositions
 from csp.config import GenerateConfig
+from csp.draw import even_draw
 from csp.errors import ConfigError
 from csp.generate.mutations import Mutations
 from csp.generate.pool import Pool, Proposal, Proposer, Request
