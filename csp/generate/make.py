@@ -68,6 +68,7 @@ def generate(  # noqa: PLR0913 - one call serves every source
     hull_distances: Mapping[str, float] | None = None,
     parents: Sequence[Atoms] = (),
     seeds: Sequence[Atoms | Structure] = (),
+    part: tuple[int, int] = (0, 1),
 ) -> Generated:
     """Make trial crystals.
 
@@ -99,6 +100,9 @@ def generate(  # noqa: PLR0913 - one call serves every source
         compositions bind what is made here, not what the user gives, and a warning counts the seeds that they do not
         fit. Atoms closer than the least distances are pushed apart, which the warning and the lineage tell. Variations
         of seeds keep to the settings; a seed with more than the most atoms is not varied.
+    part
+        (k, m): make only the k-th of m parts of the ``n`` crystals, k from 0. The parts one after the other are the
+        crystals that one call makes.
 
     Returns
     -------
@@ -135,6 +139,8 @@ def generate(  # noqa: PLR0913 - one call serves every source
         Request(i, proposer or partial(crystals.propose, next(contents)), _rng(seed, CRYSTALS, i))
         for i, proposer in enumerate(proposers)
     ]
+    k, parts = part
+    requests = requests[n * k // parts : n * (k + 1) // parts]
     made: dict[int, Atoms] = {}
 
     def accept(request: Request, atoms: Atoms) -> None:
@@ -144,7 +150,7 @@ def generate(  # noqa: PLR0913 - one call serves every source
 
     refused = Pool(settings, knowledge, elements).work(requests, accept)
     atoms = [made[i] for i in sorted(made)]
-    return Generated(atoms, n, len(atoms), refused)
+    return Generated(atoms, len(requests), len(atoms), refused)
 
 
 def _possible_plan(
