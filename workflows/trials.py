@@ -34,7 +34,7 @@ def write_trials(config: SearchConfig, n: int, out: Path, *, generation: int, pr
         Extended XYZ file, replaced once all crystals are made.
     generation
         Generation whose random numbers to use: generation 0, with n from the search file, gives the very crystals of
-        a search.
+        a search, if a search can be: one needs cells of every element by itself, crystals alone do not.
     processes
         Cores.
 
@@ -51,15 +51,17 @@ def write_trials(config: SearchConfig, n: int, out: Path, *, generation: int, pr
     if out.suffix != ".extxyz":
         raise ConfigError(f"--out: expected a file that ends in .extxyz, got {out}")
     start = time.perf_counter()
+    try:
+        settings = config.trial_settings
+    except ConfigError:  # no search can be without the elements; the crystals can
+        settings = config.generate
     knowledge = config.first_knowledge
     seed = np.random.SeedSequence(config.seed, spawn_key=(generation, list(Stage).index(Stage.GENERATE)))
     made, refused = 0, Counter[str]()
     partial = out.with_name(out.name + ".part")
     try:
         partial.write_bytes(b"")
-        for chunk in generate_chunks(
-            config.trial_settings, knowledge, elements=config.system, n=n, seed=seed, processes=processes
-        ):
+        for chunk in generate_chunks(settings, knowledge, elements=config.system, n=n, seed=seed, processes=processes):
             for atoms in chunk.atoms:
                 atoms.info = _writable(atoms.info)
             write(partial, chunk.atoms, format="extxyz", append=True)

@@ -89,3 +89,11 @@ def test_no_crystal_at_all_is_an_error(tiny_config, tmp_path):
     with pytest.raises(ConfigError, match=r"none of 3 crystals could be made \(3 too_dense\)"):
         write_trials(config, 3, tmp_path / "a.extxyz", generation=0, processes=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_crystals_alone_need_no_cells_of_the_elements(tiny_config, tmp_path):
+    config = tiny_config(generate__atoms=[8, 16], generate__formula_units=[1, 4], generate__compositions=["Cu3Au"])
+    write_trials(config, 3, tmp_path / "a.extxyz", generation=0, processes=1)
+    assert {atoms.info["formula"] for atoms in read(tmp_path / "a.extxyz", index=":")} == {"AuCu3"}
+    with pytest.raises(ConfigError, match=r"a search makes the elements too.*as in atoms: \[1, 16\].*Cu has 1 atoms"):
+        config.trial_settings  # noqa: B018 - the property checks
