@@ -70,8 +70,8 @@ class GenerateConfig(Settings):
     seed_share: float = Field(0.0, ge=0, description="Weight of varied seeds, beyond one plain copy of each.")
     seeds: tuple[str, ...] = Field(
         (),
-        description="CIF, POSCAR or extxyz files, or folders: tried as they are, with a warning for those outside "
-        "atoms, formula_units or compositions; foreign elements are substituted.",
+        description="CIF, POSCAR, extxyz or JSON files, or folders: tried as they are, with a warning for those "
+        "outside atoms, formula_units or compositions; foreign elements are substituted.",
     )
 
     @model_validator(mode="after")
