@@ -1,6 +1,6 @@
 """The plan over compositions and cell sizes: fair at first, then more where the hull is near or undecided."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import product
 from math import gcd
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pymatgen.core.composition import Composition
 
 from csp.config import GenerateConfig
+from csp.draw import even_draw
 from csp.elements import element, oxidation_states
 from csp.errors import ConfigError
 
@@ -30,6 +31,7 @@ def plan_compositions(
     *,
     attempts: Mapping[str, int] | None = None,
     hull_distances: Mapping[str, float] | None = None,
+    possible: Callable[[Mapping[str, int]], bool] | None = None,
 ) -> list[dict[str, int]]:
     """Choose the contents of ``n`` primitive cells.
 
@@ -48,6 +50,8 @@ def plan_compositions(
     hull_distances
         Least enthalpy above the hull that is still possible by reduced formula, eV/atom: what was seen less its
         uncertainty, so that undecided compositions count as near.
+    possible
+        Tells whether a cell can be made; the number of formula units is drawn from those for which it can, if any.
 
     Returns
     -------
@@ -78,10 +82,43 @@ def plan_compositions(
     plan: list[dict[str, int]] = []
     for pick, chance in zip(picks, units, strict=True):
         unit = formulae[pick]
-        sizes = _sizes(int(unit.sum()), settings)
-        counts = unit * sizes[int(chance * len(sizes))]
-        plan.append({symbol: int(count) for symbol, count in zip(symbols, counts, strict=True) if count})
+        cells = _cells(unit.tolist(), symbols, settings)
+        cells = [cell for cell in cells if possible(cell)] or cells if possible else cells
+        plan.append(cells[int(chance * len(cells))])
     return plan
+
+
+def listed_cells(elements: Sequence[str], settings: GenerateConfig) -> dict[str, list[dict[str, int]]]:
+    """List the cells of the formulae that the user lists.
+
+    Parameters
+    ----------
+    elements
+        Chemical symbols of the system.
+    settings
+        Compositions, formula units, atoms.
+
+    Returns
+    -------
+    dict[str, list[dict[str, int]]]
+        Atoms by element of every cell that the numbers of atoms and formula units allow, by formula as the user wrote
+        it; empty where compositions vary.
+
+    Raises
+    ------
+    ConfigError
+        If a formula can never be met.
+    """
+    formulae = settings.compositions or ()
+    symbols = tuple(dict.fromkeys(elements))
+    rows = _listed(symbols, settings).tolist()
+    return {formula: _cells(row, symbols, settings) for formula, row in zip(formulae, rows, strict=True)}
+
+
+def _cells(unit: Sequence[int], symbols: tuple[str, ...], settings: GenerateConfig) -> list[dict[str, int]]:
+    """List the cells of whole formula units that fit, absent elements left out."""
+    present = {symbol: count for symbol, count in zip(symbols, unit, strict=True) if count}
+    return [{symbol: n * count for symbol, count in present.items()} for n in _sizes(sum(unit), settings)]
 
 
 def _sizes(unit: int, settings: GenerateConfig) -> range:
@@ -92,7 +129,8 @@ def _sizes(unit: int, settings: GenerateConfig) -> range:
 
 
 def _listed(symbols: tuple[str, ...], settings: GenerateConfig) -> Ints:
-    """Read the user's formulae, shape (n, n_elements)."""
+    """Read the user's formulae, shape (n, n_elements); each has to meet all the settings."""
+    _check_ranges(symbols, settings)
     rows: list[list[int]] = []
     for formula in settings.compositions or ():
         rows.append(_read_formula(formula, symbols))
@@ -102,6 +140,18 @@ def _listed(symbols: tuple[str, ...], settings: GenerateConfig) -> Ints:
                 f"generate.compositions: {formula} has {unit} atoms per formula unit; no number of formula units from "
                 f"{settings.formula_units[0]} to {settings.formula_units[1]} gives {settings.atoms[0]} to "
                 f"{settings.atoms[1]} atoms (generate.formula_units, generate.atoms)"
+            )
+        for symbol, (least, most) in settings.element_ranges.items():
+            share = rows[-1][symbols.index(symbol)] / unit
+            if not least - 1e-9 <= share <= most + 1e-9:
+                raise ConfigError(
+                    f"generate.compositions: {formula} is {share:.3g} {symbol}, outside generate.element_ranges "
+                    f"({least:g} to {most:g}); widen the range or leave the formula out"
+                )
+        if settings.charge_balanced and not charge_balanced(np.array(rows[-1:]), symbols)[0]:
+            raise ConfigError(
+                f"generate.compositions: no common oxidation states balance {formula}; leave it out or set "
+                "generate.charge_balanced to false"
             )
     return np.array(rows, dtype=np.int64)
 
@@ -251,30 +301,6 @@ def _row(formula: str, symbols: tuple[str, ...]) -> tuple[int, ...]:
     """Turn a formula into reduced counts in the order of the elements."""
     amounts = Composition(formula).get_el_amt_dict()
     return _reduced([round(amounts.get(symbol, 0.0)) for symbol in symbols])
-
-
-def even_draw(weights: Floats, rng: np.random.Generator, n: int) -> Ints:
-    """Draw indices by systematic sampling: every share is met to within one, the order is random.
-
-    Parameters
-    ----------
-    weights
-        (m,) not negative, sum 1.
-    rng
-        Source of chance.
-    n
-        Draws.
-
-    Returns
-    -------
-    Ints
-        (n,) indices below m.
-    """
-    if n == 0:
-        return np.zeros(0, dtype=np.int64)
-    points = (np.arange(n) + rng.random()) / n
-    picks = np.searchsorted(np.cumsum(weights), points * (1 - 1e-12), side="right")
-    return rng.permutation(np.minimum(picks, len(weights) - 1))
 
 
 class CompositionRule:

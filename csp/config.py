@@ -25,13 +25,20 @@ class GenerateConfig(Settings):
     formula_units: tuple[int, int] = Field((1, 8), description="Least and most formula units in the primitive cell.")
     element_ranges: dict[str, tuple[float, float]] = Field(
         default_factory=dict,
-        description="Allowed atomic fraction of an element, 0 to 1, when compositions vary; absent means any.",
+        description="Allowed atomic fraction of an element, 0 to 1; absent means any. Binds listed formulae, too.",
     )
     charge_balanced: bool = Field(
         default=False,
-        description="Keep only compositions that common oxidation states can balance (elements always stay).",
+        description="Keep only compositions that common oxidation states can balance (elements always stay); a listed "
+        "one that they cannot is an error.",
     )
-    symmetric_fraction: float = Field(0.9, ge=0, le=1, description="Share of random crystals made with a space group.")
+    symmetric_fraction: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="Share of random crystals made with a space group; all are where space_groups are given or "
+        "symmetry_operations start above 1.",
+    )
     space_groups: tuple[int, ...] | None = Field(
         None, description="Space groups of random crystals and prototypes, 1 to 230; null is all."
     )
@@ -63,8 +70,8 @@ class GenerateConfig(Settings):
     seed_share: float = Field(0.0, ge=0, description="Weight of varied seeds, beyond one plain copy of each.")
     seeds: tuple[str, ...] = Field(
         (),
-        description="CIF, POSCAR or extxyz files, or folders: tried as they are, with a warning for those outside "
-        "atoms, formula_units or compositions; foreign elements are substituted.",
+        description="CIF, POSCAR, extxyz or JSON files, or folders: tried as they are, with a warning for those "
+        "outside atoms, formula_units or compositions; foreign elements are substituted.",
     )
 
     @model_validator(mode="after")

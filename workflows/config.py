@@ -14,7 +14,9 @@ from ase.data import chemical_symbols
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pymatgen.core import Composition
 
+import csp.errors
 from acnn.config import ModelConfig, RelaxConfig, TrainConfig
+from csp.compositions import listed_cells
 from csp.config import AdvanceConfig, GenerateConfig, SelectConfig
 from csp.knowledge import Knowledge, reduced_formula
 from makers.config import LabelConfig
@@ -98,9 +100,22 @@ class SearchConfig(BaseModel):
 
     @property
     def trial_settings(self) -> GenerateConfig:
-        """The `generate` section with the elements among its compositions: a hull needs its ends."""
+        """The `generate` section with the elements among its compositions: a hull needs its ends.
+
+        Raises
+        ------
+        ConfigError
+            If the section leaves no room for an element by itself.
+        """
         if self.generate.compositions is None:
             return self.generate
+        try:
+            listed_cells(self.system, self.generate.model_copy(update={"compositions": self.system}))
+        except csp.errors.ConfigError as error:
+            raise ConfigError(
+                f"a search makes the elements too, the ends of its hull; start generate.atoms and formula_units at 1, "
+                f"as in atoms: [1, {self.generate.atoms[1]}], and let element_ranges hold 0 and 1 ({error})"
+            ) from error
         wanted = dict.fromkeys([*self.generate.compositions, *self.system])
         return self.generate.model_copy(update={"compositions": tuple(wanted)})
 

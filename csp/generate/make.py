@@ -10,8 +10,9 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from pymatgen.core.structure import Structure
 
-from csp.compositions import CompositionRule, even_draw, plan_compositions
+from csp.compositions import CompositionRule, listed_cells, plan_compositions
 from csp.config import GenerateConfig
+from csp.draw import even_draw
 from csp.errors import ConfigError
 from csp.generate.mutations import Mutations
 from csp.generate.pool import Pool, Proposal, Proposer, Request
@@ -67,6 +68,7 @@ def generate(  # noqa: PLR0913 - one call serves every source
     hull_distances: Mapping[str, float] | None = None,
     parents: Sequence[Atoms] = (),
     seeds: Sequence[Atoms | Structure] = (),
+    part: tuple[int, int] = (0, 1),
 ) -> Generated:
     """Make trial crystals.
 
@@ -98,6 +100,9 @@ def generate(  # noqa: PLR0913 - one call serves every source
         compositions bind what is made here, not what the user gives, and a warning counts the seeds that they do not
         fit. Atoms closer than the least distances are pushed apart, which the warning and the lineage tell. Variations
         of seeds keep to the settings; a seed with more than the most atoms is not varied.
+    part
+        (k, m): make only the k-th of m parts of the ``n`` crystals, k from 0. The parts one after the other are the
+        crystals that one call makes.
 
     Returns
     -------
@@ -107,13 +112,15 @@ def generate(  # noqa: PLR0913 - one call serves every source
     Raises
     ------
     ConfigError
-        If the settings can never be met: no composition, no space group, elements without knowledge.
+        If the settings can never be met: no composition, no space group, a listed composition that no allowed space
+        group can hold, elements without knowledge.
     """
     _check(settings, knowledge, elements)
     knowledge = knowledge.scaled(settings.distance_scale)
     given = substituted([*load_seeds(settings.seeds), *load_seeds(seeds)], elements, knowledge)
     crystals = RandomCrystals(settings, knowledge)
     if plan is None:
+        _check_listed(settings, elements, crystals)
         if notes := outside(given[:n], CompositionRule(elements, settings), knowledge):
             _warn(f"generate.seeds: of {len(given)} seeds, {notes}")
         if len(given) > n:
@@ -121,7 +128,7 @@ def generate(  # noqa: PLR0913 - one call serves every source
         sources = _sources(settings, knowledge, elements, given, parents)
         proposers = _draw_sources(sources, given, knowledge, n, _rng(seed, SOURCES))
         n_random = sum(proposer is None for proposer in proposers)
-        draw = partial(plan_compositions, elements, settings, _rng(seed, PLAN))
+        draw = partial(plan_compositions, elements, settings, _rng(seed, PLAN), possible=crystals.possible)
         plan = _possible_plan(partial(draw, attempts=attempts, hull_distances=hull_distances), n_random, crystals)
     elif len(plan) == n:
         proposers = [None] * n
@@ -132,6 +139,8 @@ def generate(  # noqa: PLR0913 - one call serves every source
         Request(i, proposer or partial(crystals.propose, next(contents)), _rng(seed, CRYSTALS, i))
         for i, proposer in enumerate(proposers)
     ]
+    k, parts = part
+    requests = requests[n * k // parts : n * (k + 1) // parts]
     made: dict[int, Atoms] = {}
 
     def accept(request: Request, atoms: Atoms) -> None:
@@ -141,7 +150,7 @@ def generate(  # noqa: PLR0913 - one call serves every source
 
     refused = Pool(settings, knowledge, elements).work(requests, accept)
     atoms = [made[i] for i in sorted(made)]
-    return Generated(atoms, n, len(atoms), refused)
+    return Generated(atoms, len(requests), len(atoms), refused)
 
 
 def _possible_plan(
@@ -225,9 +234,22 @@ def _check(settings: GenerateConfig, knowledge: Knowledge, elements: Sequence[st
     unknown = sorted(set(elements) - set(knowledge.elements))
     if unknown:
         raise ConfigError(f"elements: no distances or volumes are known for {', '.join(unknown)}")
-    if settings.symmetric_fraction > 0 and not allowed_groups(settings):
+    if not allowed_groups(settings):
         low, high = settings.symmetry_operations
         raise ConfigError(
             f"generate.space_groups: none of {settings.space_groups or 'all 230'} has {low} to {high} symmetry "
             "operations (generate.symmetry_operations)"
+        )
+
+
+def _check_listed(settings: GenerateConfig, elements: Sequence[str], crystals: RandomCrystals) -> None:
+    """Refuse listed compositions that no allowed space group can hold, whatever the number of formula units."""
+    listed = listed_cells(elements, settings) if settings.compositions else {}
+    impossible = [formula for formula, cells in listed.items() if not any(map(crystals.possible, cells))]
+    if impossible:
+        (low, high), (least, most) = settings.formula_units, settings.atoms
+        raise ConfigError(
+            f"generate.compositions: no allowed space group can hold {', '.join(impossible)} with {low} to {high} "
+            f"formula units and {least} to {most} atoms in the primitive cell; leave it out, or widen one of "
+            "space_groups, symmetry_operations, formula_units, atoms"
         )

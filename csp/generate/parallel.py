@@ -1,8 +1,10 @@
-"""Making trial crystals on several cores: one chunk per task, the same crystals on any number of cores."""
+"""Making trial crystals on several cores: chunks, or parts of them, as tasks; the same crystals on any number."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import islice
 from multiprocessing import get_context
 
 import numpy as np
@@ -53,11 +55,15 @@ def generate_chunks(
         for chunk in range(len(sizes))
     ]
     task = partial(_task, settings, knowledge, tuple(elements), tuple(parents))
-    if processes == 1 or len(sizes) < 2:
+    if processes == 1 or n < 2:
         yield from map(task, sizes, seeds)
         return
-    with ProcessPoolExecutor(min(processes, len(sizes)), mp_context=get_context("spawn")) as pool:
-        yield from pool.map(task, sizes, seeds)
+    parts = -(-processes // len(sizes))  # of each chunk, so that no core idles
+    tasks = [(size, chunk, (k, parts)) for size, chunk in zip(sizes, seeds, strict=True) for k in range(parts)]
+    with ProcessPoolExecutor(min(processes, len(tasks)), mp_context=get_context("spawn")) as pool:
+        answers = pool.map(task, *zip(*tasks, strict=True))
+        for _ in sizes:
+            yield _joined(list(islice(answers, parts)))
 
 
 def chunk_sizes(n: int, chunk_size: int) -> list[int]:
@@ -86,5 +92,15 @@ def _task(
     parents: tuple[Atoms, ...],
     n: int,
     seed: np.random.SeedSequence,
+    part: tuple[int, int] = (0, 1),
 ) -> Generated:
-    return generate(settings, knowledge, elements=elements, n=n, seed=seed, parents=parents)
+    return generate(settings, knowledge, elements=elements, n=n, seed=seed, parents=parents, part=part)
+
+
+def _joined(parts: Sequence[Generated]) -> Generated:
+    """Put the parts of a chunk together."""
+    refused: Counter[str] = Counter()
+    for part in parts:
+        refused.update(part.refused)
+    atoms = [crystal for part in parts for crystal in part.atoms]
+    return Generated(atoms, sum(part.asked for part in parts), len(atoms), dict(refused))

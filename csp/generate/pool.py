@@ -200,7 +200,8 @@ class Pool:
         if not trial.is_symmetric(fractions):
             return "symmetry"
         atoms = Atoms(numbers=self.numbers[kinds], cell=trial.cell, scaled_positions=fractions, pbc=True)
-        if least_excess(atoms, self.distances[np.ix_(kinds, kinds)]) < -ROUNDING:
+        excess = least_excess(atoms, self.distances[np.ix_(kinds, kinds)]) if np.isfinite(fractions).all() else np.nan
+        if not excess >= -ROUNDING:  # false for what is no number
             return "crowded"
         atoms.info.update(proposal.info)
         atoms.info["formula"] = reduced_formula(self._counts(trial))

@@ -1,7 +1,9 @@
 """Reading structures that the user gives."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from itertools import permutations
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from ase.io import ParseError, read
 from ase.io.formats import UnknownFileTypeError
 from pymatgen.core.structure import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
+from pymatgen.io.cif import CifParser
 
 from csp.compositions import CompositionRule
 from csp.errors import DataError
@@ -18,7 +21,10 @@ from csp.generate.pool import ROUNDING
 from csp.geometry import least_excess
 from csp.knowledge import Knowledge
 
-PATTERNS = ("*.cif", "*.vasp", "POSCAR*", "CONTCAR*", "*.xyz", "*.extxyz")
+logger = logging.getLogger(__name__)
+
+POSCARS = ("*.vasp", "*poscar*", "*contcar*")  # in lower case, as all patterns here
+PATTERNS = ("*.cif", *POSCARS, "*.xyz", "*.extxyz", "*.json")
 UNREADABLE = (OSError, ValueError, LookupError, RuntimeError, ParseError, UnknownFileTypeError)  # what readers raise
 SMALLEST_VOLUME = 0.5  # Å^3 per atom, below which a cell is no crystal
 
@@ -155,19 +161,30 @@ def _files(path: Path) -> list[Path]:
         if not path.is_file():
             raise DataError(f"generate.seeds: expected a file or a folder, {path} does not exist")
         return [path]
-    found = sorted({file for pattern in PATTERNS for file in path.glob(pattern) if file.is_file()})
+    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    found = [file for file in files if _is_like(file, PATTERNS)]
     if not found:
         raise DataError(f"generate.seeds: the folder {path} holds none of {', '.join(PATTERNS)}")
+    if skipped := [file.name for file in files if file not in found]:
+        logger.warning("generate.seeds: %s: skipped %s; name them one by one to try them", path, ", ".join(skipped))
     return found
+
+
+def _is_like(path: Path, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(path.name.lower(), pattern) for pattern in patterns)
 
 
 def _read(path: Path) -> list[Atoms]:
     """Read every structure of a file."""
     try:
-        if path.suffix == ".cif":
-            return [_checked(_ordered(Structure.from_file(path), str(path)), str(path))]
-        poscar = path.suffix == ".vasp" or path.name.startswith(("POSCAR", "CONTCAR"))
-        frames = read(path, index=":", format="vasp" if poscar else None)
+        frames: list[Atoms]
+        if path.suffix.lower() == ".cif":
+            frames = [
+                _ordered(structure, str(path))
+                for structure in CifParser(path, check_cif=False).parse_structures(primitive=False)
+            ]
+        else:
+            frames = list(read(path, index=":", format="vasp" if _is_like(path, POSCARS) else None))
     except UNREADABLE as error:
         raise DataError(f"generate.seeds: {path} cannot be read as a crystal: {error}") from error
     return [_checked(atoms, f"{path}:{i}" if len(frames) > 1 else str(path)) for i, atoms in enumerate(frames)]
@@ -190,6 +207,8 @@ def _checked(atoms: Atoms, name: str) -> Atoms:
     cell = np.asarray(atoms.cell.array)
     if not np.isfinite(cell).all() or abs(np.linalg.det(cell)) < SMALLEST_VOLUME * len(atoms):
         raise DataError(f"generate.seeds: {name} has no cell; a crystal periodic in three directions is needed")
+    if not np.isfinite(atoms.positions).all():
+        raise DataError(f"generate.seeds: {name} has coordinates that are no finite numbers")
     seed = Atoms(numbers=atoms.numbers, cell=cell, positions=atoms.positions, pbc=True)
     seed.info["seed"] = Path(name).name
     return seed

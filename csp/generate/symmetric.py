@@ -32,7 +32,9 @@ class RandomCrystals:
         self.settings = settings
         self.knowledge = knowledge
         self.groups = allowed_groups(settings)
+        self.share = symmetric_share(settings)
         self._volumes: dict[tuple[int, ...], tuple[float, float]] = {}
+        self._possible: dict[tuple[int, ...], bool] = {}
 
     def propose(self, counts: Mapping[str, int], rng: np.random.Generator) -> Proposal | str:
         """Draw a crystal of given contents.
@@ -58,7 +60,7 @@ class RandomCrystals:
         volume = known * rng.uniform(1 - jitter, 1 + jitter)
         if filled > DENSEST * volume:
             return "too_dense"
-        number = self._group(atoms, rng) if rng.random() < self.settings.symmetric_fraction else 1
+        number = self._group(atoms, rng) if rng.random() < self.share else 1
         chosen = filler(number).draw(atoms, rng) if number else None
         if not number or chosen is None:
             return "no_group"
@@ -78,10 +80,12 @@ class RandomCrystals:
         bool
             Always true where structures without symmetry are allowed.
         """
-        if 1 in self.groups or self.settings.symmetric_fraction < 1:
+        if 1 in self.groups:
             return True
         atoms = tuple(counts.get(symbol, 0) for symbol in self.knowledge.elements)
-        return any(filler(number).possible(atoms) for number in self.groups)
+        if atoms not in self._possible:
+            self._possible[atoms] = any(filler(number).possible(atoms) for number in self.groups)
+        return self._possible[atoms]
 
     def filled(self, counts: Mapping[str, int]) -> float:
         """Give the volume of spheres of half the like-like least distances.
@@ -106,6 +110,23 @@ class RandomCrystals:
             if filler(number).possible(counts):
                 return number
         return None
+
+
+def symmetric_share(settings: GenerateConfig) -> float:
+    """Give the share of random crystals that have one of the allowed space groups.
+
+    Parameters
+    ----------
+    settings
+        How crystals are made.
+
+    Returns
+    -------
+    float
+        ``symmetric_fraction``; 1 where the user chose space groups or excluded those without symmetry.
+    """
+    chosen = settings.space_groups is not None or settings.symmetry_operations[0] > 1
+    return 1.0 if chosen else settings.symmetric_fraction
 
 
 def allowed_groups(settings: GenerateConfig) -> tuple[int, ...]:

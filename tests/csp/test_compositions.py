@@ -128,8 +128,11 @@ def test_a_rule_with_a_range_of_a_foreign_element_is_an_error():
         ({"element_ranges": {"H": (0.0, 0.3), "Mg": (0.0, 0.3), "Ca": (0.0, 0.3)}}, "widen one of"),
         ({"compositions": ("MgH0.5",)}, "whole numbers"),
         ({"compositions": ("MgCaF",)}, "contains F"),
+        ({"compositions": ("MgH2", "MgH3"), "charge_balanced": True}, "balance MgH3"),
+        ({"compositions": ("MgH2", "MgH5"), "element_ranges": {"H": (0.5, 0.8)}}, "MgH5 is 0.833 H"),
+        ({"compositions": ("MgH2",), "element_ranges": {"F": (0.0, 0.5)}}, "got F"),
     ],
-    ids=["units", "foreign range", "empty ranges", "fractional", "foreign"],
+    ids=["units", "foreign range", "empty ranges", "fractional", "foreign", "charges", "out of range", "strange"],
 )
 def test_what_can_never_be_is_an_error(settings: dict[str, object], message: str):
     with pytest.raises(ConfigError, match=message):

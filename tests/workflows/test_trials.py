@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ase.io import read
 
+import csp.errors
 from csp.generate import generate
 from csp.geometry import least_excess
 from makers.errors import ConfigError
@@ -65,3 +66,34 @@ def test_given_distances_and_volumes_are_kept(tiny_config, tmp_path):
 def test_a_file_that_cannot_be_is_an_error(tiny_config, tmp_path, name, message):
     with pytest.raises(ConfigError, match=message):
         write_trials(tiny_config(), 2, tmp_path / name, generation=0, processes=1)
+
+
+def test_an_earlier_file_stays_until_the_new_one_is_whole(tiny_config, tmp_path):
+    out = tmp_path / "a.extxyz"
+    out.write_text("precious")
+    config = tiny_config(generate__space_groups=[225], generate__symmetry_operations=[1, 4])
+    with pytest.raises(csp.errors.ConfigError):
+        write_trials(config, 2, out, generation=0, processes=1)
+    assert out.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_fluorine_is_read_back_as_text(tiny_config, tmp_path):
+    config = tiny_config(system="Cu-F", generate__compositions=["F"], generate__prototype_share=0.0)
+    write_trials(config, 4, tmp_path / "a.extxyz", generation=0, processes=1)
+    assert {atoms.info["formula"] for atoms in read(tmp_path / "a.extxyz", index=":")} == {"F", "Cu"}
+
+
+def test_no_crystal_at_all_is_an_error(tiny_config, tmp_path):
+    config = tiny_config(generate__distance_scale=5.0)
+    with pytest.raises(ConfigError, match=r"none of 3 crystals could be made \(3 too_dense\)"):
+        write_trials(config, 3, tmp_path / "a.extxyz", generation=0, processes=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_crystals_alone_need_no_cells_of_the_elements(tiny_config, tmp_path):
+    config = tiny_config(generate__atoms=[8, 16], generate__formula_units=[1, 4], generate__compositions=["Cu3Au"])
+    write_trials(config, 3, tmp_path / "a.extxyz", generation=0, processes=1)
+    assert {atoms.info["formula"] for atoms in read(tmp_path / "a.extxyz", index=":")} == {"AuCu3"}
+    with pytest.raises(ConfigError, match=r"a search makes the elements too.*as in atoms: \[1, 16\].*Cu has 1 atoms"):
+        config.trial_settings  # noqa: B018 - the property checks

@@ -84,8 +84,17 @@ def test_unlike_atoms_that_cannot_keep_apart_are_refused_soon(distance: float, r
 
 
 def test_a_group_that_cannot_hold_the_atoms_is_refused():
-    made = _make(("Cu",), 0.0, 3, compositions=("Cu",), formula_units=(1, 1), atoms=(1, 1), space_groups=(230,))
+    settings = GenerateConfig(formula_units=(1, 1), atoms=(1, 1), space_groups=(230,))
+    knowledge = Knowledge.initial(("Cu",), 0.0)
+    made = generate(settings, knowledge, elements=("Cu",), n=3, seed=np.random.SeedSequence(1), plan=[{"Cu": 1}] * 3)
     assert made.refused == {"no_group": 3}
+
+
+def test_listed_compositions_keep_their_shares_where_groups_hold_only_some_cells():
+    settings = {"compositions": ("MgO", "Mg2O"), "space_groups": (205,), "atoms": (1, 24), "distance_scale": 0.5}
+    made = _make(("Mg", "O"), 0.0, 20, prototype_share=0.0, **settings)
+    assert not made.refused
+    assert Counter(atoms.info["formula"] for atoms in made.atoms) == {"MgO": 10, "Mg2O": 10}
 
 
 @pytest.mark.parametrize(
@@ -96,8 +105,9 @@ def test_a_group_that_cannot_hold_the_atoms_is_refused():
         ({"compositions": ("Mg30O30",), "atoms": (2, 16)}, "60 atoms per formula unit"),
         ({"element_ranges": {"Mg": (0.9, 0.95)}, "atoms": (2, 4)}, "widen one of"),
         ({"space_groups": (225,), "symmetry_operations": (1, 4)}, "symmetry"),
+        ({"compositions": ("MgO", "Mg5O7"), "formula_units": (1, 1), "space_groups": (225,)}, "hold Mg5O7 with 1 to 1"),
     ],
-    ids=["foreign element", "no formula", "too large", "empty range", "no group"],
+    ids=["foreign element", "no formula", "too large", "empty range", "no group", "impossible formula"],
 )
 def test_settings_that_can_never_be_met_are_an_error(settings: dict[str, object], message: str):
     with pytest.raises(ConfigError, match=message):
@@ -176,7 +186,7 @@ NASTY = [
     (("Be", "P", "N", "O"), {"compositions": ("Be13P13N13O1",), "atoms": (2, 40)}),
     (("Cu",), {"compositions": ("Cu59",), "atoms": (59, 59), "symmetry_operations": (24, 48)}),
     (("Mg", "O"), {"distance_scale": 1.6, "atoms": (2, 30)}),
-    (("Mg", "O"), {"space_groups": (230,), "compositions": ("Mg17O3",), "atoms": (2, 60)}),
+    (("Mg", "O"), {"space_groups": (230,), "compositions": ("Mg4O3",), "atoms": (2, 60)}),
 ]
 
 
@@ -255,7 +265,20 @@ def test_another_chunk_or_generation_gives_other_crystals(key: tuple[int, ...]):
     assert not {atoms.get_volume() for atoms in one.atoms} & {atoms.get_volume() for atoms in two.atoms}
 
 
-def test_only_groups_that_can_hold_the_atoms_are_planned():
-    result = _make(("Mg", "O"), 0.0, 20, space_groups=(205,), symmetric_fraction=1.0, prototype_share=0.0)
-    assert result.made == 20
-    assert {atoms.info["space_group"] for atoms in result.atoms} == {205}
+@pytest.mark.parametrize(
+    ("settings", "groups"),
+    [
+        ({"space_groups": (205,)}, {205}),
+        ({"space_groups": (1, 205)}, {1, 205}),
+        ({"symmetry_operations": (24, 48), "atoms": (1, 6)}, set(range(191, 195)) | set(range(200, 231))),
+    ],
+    ids=["205", "1 and 205", "operations"],
+)
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_only_the_groups_of_the_settings_are_made_and_planned(
+    settings: dict[str, object], groups: set[int], fraction: float
+):
+    result = _make(("Mg", "O"), 0.0, 30, symmetric_fraction=fraction, prototype_share=0.0, **settings)
+    assert result.refused.get("no_group", 0) == 0
+    assert result.made > 25
+    assert {atoms.info["space_group"] for atoms in result.atoms} <= groups

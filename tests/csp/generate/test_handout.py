@@ -110,6 +110,17 @@ def test_a_crystal_that_lost_the_symmetry_asked_for_is_refused():
     assert refused == {"symmetry": 1}
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_coordinates_that_are_no_numbers_are_never_handed_out():
+    fractions = np.array([[0.0, 0.0, 0.0], [np.nan, 0.5, 0.5]])
+    trial = plain_trial(np.eye(3) * 3.0, np.array([0, 1]), fractions)
+    pool = Pool(GenerateConfig(max_attempts=2, max_push_steps=0), KNOWLEDGE, SYSTEM)
+    made: list[Atoms] = []
+    request = Request(0, lambda _: Proposal(trial, {}), np.random.default_rng(0))
+    assert pool.work([request], lambda _, atoms: made.append(atoms)) == {"crowded": 1}
+    assert not made
+
+
 @pytest.mark.parametrize("sign", [1, -1], ids=["right-handed", "left-handed"])
 def test_symmetry_is_followed_into_the_reduced_cell(sign: int):
     for prototype in library()[::4]:

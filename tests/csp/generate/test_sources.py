@@ -139,6 +139,39 @@ def test_bad_seeds_are_named(tmp_path: Path, name: str, content: str | None, mes
         load_seeds([tmp_path / name])
 
 
+def test_every_data_block_of_a_cif_is_a_seed(tmp_path: Path):
+    write(tmp_path / "two.cif", [_rocksalt(), bulk("Mg", "bcc", a=3.6, cubic=True)], format="cif")
+    assert [len(seed) for seed in load_seeds([tmp_path / "two.cif"])] == [8, 2]
+
+
+def test_partly_occupied_sites_are_refused_whatever_the_case_of_the_name(tmp_path: Path):
+    write(tmp_path / "a.cif", _rocksalt(), format="cif")
+    structure = Structure.from_file(tmp_path / "a.cif")
+    structure[0] = {"Mg": 0.5}
+    structure.to(str(tmp_path / "a.cif"))
+    (tmp_path / "a.cif").rename(tmp_path / "b.CIF")
+    with pytest.raises(DataError, match="partly occupied"):
+        load_seeds([tmp_path / "b.CIF"])
+
+
+def test_a_folder_is_read_whatever_the_case_and_tells_what_it_skips(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    write(tmp_path / "a.CIF", _rocksalt(), format="cif")
+    write(tmp_path / "b.poscar", _rocksalt(), format="vasp")
+    write(tmp_path / "mp-1.POSCAR", _rocksalt(), format="vasp")
+    write(tmp_path / "c.json", _rocksalt())
+    (tmp_path / "notes.txt").write_text("notes")
+    seeds = load_seeds([tmp_path])
+    assert [seed.info["seed"] for seed in seeds] == ["a.CIF", "b.poscar", "c.json", "mp-1.POSCAR"]
+    assert "skipped notes.txt" in caplog.text
+
+
+def test_a_seed_with_coordinates_that_are_no_numbers_is_named():
+    broken = _rocksalt()
+    broken.positions[3, 1] = np.nan
+    with pytest.raises(DataError, match="seed 1 has coordinates"):
+        load_seeds([_rocksalt(), broken])
+
+
 def test_an_empty_folder_and_a_seed_with_too_many_foreign_elements_are_errors(tmp_path: Path):
     with pytest.raises(DataError, match="holds none of"):
         load_seeds([tmp_path])
