@@ -96,10 +96,11 @@ def generate(  # noqa: PLR0913 - one call serves every source
         Good structures to mutate, the best first; ``info`` names each by ``name``, ``phase_id`` or ``seed``.
     seeds
         Structures that the user gives, besides the files of the settings. In those of other elements the system's own
-        take the places of the foreign ones. One copy of each is handed out as it is: ``atoms``, ``formula_units`` and
-        compositions bind what is made here, not what the user gives, and a warning counts the seeds that they do not
-        fit. Atoms closer than the least distances are pushed apart, which the warning and the lineage tell. Variations
-        of seeds keep to the settings; a seed with more than the most atoms is not varied.
+        take the places of the foreign ones. One copy of each is handed out as it is, in the first chunk (that whose
+        ``seed`` has no ``spawn_key`` or one that ends with 0): ``atoms``, ``formula_units`` and compositions bind what
+        is made here, not what the user gives, and a warning counts the seeds that they do not fit. Atoms closer than
+        the least distances are pushed apart, which the warning and the lineage tell. Variations of seeds keep to the
+        settings; a seed with more than the most atoms is not varied.
     part
         (k, m): make only the k-th of m parts of the ``n`` crystals, k from 0. The parts one after the other are the
         crystals that one call makes.
@@ -121,12 +122,14 @@ def generate(  # noqa: PLR0913 - one call serves every source
     crystals = RandomCrystals(settings, knowledge)
     if plan is None:
         _check_listed(settings, elements, crystals)
-        if notes := outside(given[:n], CompositionRule(elements, settings), knowledge):
+        is_first = not seed.spawn_key or seed.spawn_key[-1] == 0
+        plain = given[:n] if is_first else []
+        if notes := outside(plain, CompositionRule(elements, settings), knowledge):
             _warn(f"generate.seeds: of {len(given)} seeds, {notes}")
-        if len(given) > n:
+        if len(given) > n and is_first:
             _warn(f"generate.seeds: of {len(given)} seeds, the first {n} are tried, as many as crystals are asked for")
         sources = _sources(settings, knowledge, elements, given, parents)
-        proposers = _draw_sources(sources, given, knowledge, n, _rng(seed, SOURCES))
+        proposers = _draw_sources(sources, plain, knowledge, n, _rng(seed, SOURCES))
         n_random = sum(proposer is None for proposer in proposers)
         draw = partial(plan_compositions, elements, settings, _rng(seed, PLAN), possible=crystals.possible)
         plan = _possible_plan(partial(draw, attempts=attempts, hull_distances=hull_distances), n_random, crystals)
@@ -206,7 +209,7 @@ def _draw_sources(
     rng: np.random.Generator,
 ) -> list[Proposer | None]:
     """Choose the source of each crystal: the plain seeds first, then every source by its share."""
-    plain: list[Proposer | None] = [partial(_plain, atoms, knowledge) for atoms in seeds[:n]]
+    plain: list[Proposer | None] = [partial(_plain, atoms, knowledge) for atoms in seeds]
     weights = np.array([weight for weight, _ in sources])
     picks = even_draw(weights / weights.sum(), rng, n - len(plain))
     return [*plain, *(sources[pick][1] for pick in picks)]

@@ -196,3 +196,19 @@ def test_mutating_ends_when_the_time_is_over():
     settings = GenerateConfig(compositions=("MgO",), time_limit_s=1e-12)
     mutations = Mutations(settings, KNOWLEDGE, SYSTEM, [bulk("Mg")])
     assert mutations.propose(np.random.default_rng(0)) == "time"
+
+
+def test_one_plain_copy_of_a_seed_in_all_chunks_of_a_generation():
+    rocksalt = bulk("MgO", "rocksalt", a=4.21)
+    chunks = [
+        generate(
+            GenerateConfig(),
+            KNOWLEDGE,
+            elements=SYSTEM,
+            n=3,
+            seed=np.random.SeedSequence(1, spawn_key=(2, 0, chunk)),
+            seeds=(rocksalt,),
+        )
+        for chunk in range(3)
+    ]
+    assert [sum(a.info["origin"] == "seed" for a in made.atoms) for made in chunks] == [1, 0, 0]
