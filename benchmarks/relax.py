@@ -1,10 +1,10 @@
 """Relaxation speed, side by side on the same random crystals with the same ACNN.
 
-Run: ``OMP_NUM_THREADS=1 python benchmarks/relax.py [--quick] [--workers] [--model FILE] [--out FILE]``. Without model,
-one is trained on EMT labels of random Al-Cu crystals. Compared are `acnn.relax`, ASE (FIRE on a FrechetCellFilter) and,
-where it is installed, TorchSim (FIRE with the Frechet cell filter). What the relaxer promises is checked in the same
-run (`relax_checks.py`). One thread each; CPU seconds are compared, since others may share the cores. All stop at one
-criterion, which their ends are held against; rates count the converged ones only.
+Run: ``OMP_NUM_THREADS=1 python benchmarks/relax.py [--quick] [--workers | --minima] [--model FILE] [--out FILE]``.
+Without model, one is trained on EMT labels of random Al-Cu crystals. Compared are `acnn.relax`, ASE (FIRE on a
+FrechetCellFilter) and, where it is installed, TorchSim (FIRE with the Frechet cell filter). What the relaxer promises
+is checked in the same run (`relax_checks.py`). One thread each; CPU seconds are compared, since others may share the
+cores. All stop at one criterion, which their ends are held against; rates count the converged ones only.
 """
 
 from __future__ import annotations
@@ -260,6 +260,19 @@ def scale(potential: Potential, report: dict[str, Any], *, quick: bool) -> None:
     report["reached"] = {"scaling": report["scaling"] >= 1.8}
 
 
+def minima(potential: Potential, report: dict[str, Any], *, quick: bool) -> None:
+    """Relax random crystals of two to six atoms beside ASE: of larger ones few end in the same basin."""
+    frames = random_crystals(11, 40 if quick else 400, (2, 6))
+    report["ours"], results = time_ours(potential, frames)
+    checks.promises(potential, frames, results, 0.0)
+    report["ase"], ends = time_ase(potential, frames)
+    found = report["random_starts"] = checks.same_minima(results, ends)
+    report["reached"] = {
+        "99 of 100 minima": found["same_energy"] >= 0.99 * found["same_basin"],
+        "a hundred in the same basin": quick or found["same_basin"] >= 100,
+    }
+
+
 def compare(potential: Potential, report: dict[str, Any], *, quick: bool) -> None:
     """Time calls and relaxations beside the peers on the same crystals, and check what every relaxation promises."""
     n_ours, n_ase, n_near = (300, 16, 12) if quick else (2000, 100, 120)
@@ -312,12 +325,14 @@ def main() -> None:
     parser.add_argument(
         "--workers", action="store_true", help="measure one process against two instead; on two free cores"
     )
+    parser.add_argument("--minima", action="store_true", help="compare the minima of small cells with ASE's instead")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     potential = get_model(args.model, 60.0 if args.quick else 300.0)
     report: dict[str, Any] = {"machine": machine(), "dtype": str(potential.dtype), "members": potential.n_members}
-    (scale if args.workers else compare)(potential, report, quick=args.quick)
+    task = scale if args.workers else minima if args.minima else compare
+    task(potential, report, quick=args.quick)
     publish(report, args.out)
     missed = [name for name, reached in report["reached"].items() if not reached]
     assert not missed, missed

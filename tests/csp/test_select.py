@@ -201,7 +201,7 @@ def test_with_only_unsafe_structures_they_get_all_labels() -> None:
 
 def test_every_flag_has_its_turn() -> None:
     candidates = generation(3, n=200, unsafe=0.5)
-    picked = chosen_for(choose(candidates, SETTINGS, np.random.default_rng(0), n=40), Reason.UNSAFE)
+    picked = chosen_for(choose(candidates, SETTINGS, np.random.default_rng(0), n=5 * len(Flag)), Reason.UNSAFE)
     assert len(picked) == len(Flag)
     assert {candidates.flags[i][0] for i in picked} == set(Flag)
 
