@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from makers.errors import USER_ERRORS, ConfigError
+from workflows.settings import naming_wrong_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -329,7 +330,8 @@ def configure_logging(level: int) -> None:
 def main() -> None:
     """Run a command; a user's mistake ends in one paragraph and exit code 2."""
     try:
-        app(prog_name="hullseeker")
+        with naming_wrong_settings():
+            app(prog_name="hullseeker")
     except Exception as error:
         if "--debug" in sys.argv:
             raise

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pymongo.errors import PyMongoError
 
-from makers.scratch import SCRATCH_VARIABLE
+from makers.errors import ConfigError
 from workflows.findings import Finding, Verdict, bad, good, safely, warn
+from workflows.settings import import_with_defaults, require_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,16 +55,18 @@ def examine(search_file: Path | None = None) -> Iterator[Finding]:
     if any(finding.verdict == Verdict.FAILED for finding in files):
         yield bad("everything else was not looked at", "mend the files above and ask again")
         return
-    checks = (
+    faults = list(safely(_settings, "jobflow"))
+    yield from faults
+    checks = [
         _versions,
         _executables,
         _fireworks,
         _launchpad,
-        _job_store,
+        *([] if faults else [_job_store]),
         _queue_scripts,
         _workers,
         _scratch,
-    )
+    ]
     for check in checks:
         yield from safely(check, check.__name__.strip("_").replace("_", " "))
     yield from safely(partial(_labeller, search_file), "labeller")
@@ -105,6 +108,16 @@ def _holds_password(content: object) -> bool:
     if isinstance(content, dict):
         return any(("password" in str(k) and v) or _holds_password(v) for k, v in content.items())
     return isinstance(content, list) and any(_holds_password(v) for v in content)
+
+
+def _settings() -> Iterator[Finding]:
+    """Nearly all below imports jobflow, which needs settings: its defaults, where its file cannot be used."""
+    try:
+        require_settings()
+    except ConfigError as error:
+        text, _, remedy = str(error).partition(": ")
+        yield bad(f"{text}; the job store was not looked at", remedy)
+        import_with_defaults()
 
 
 def _versions() -> Iterator[Finding]:
@@ -319,6 +332,8 @@ def _workers() -> Iterator[Finding]:
 
 
 def _scratch() -> Iterator[Finding]:
+    from makers.scratch import SCRATCH_VARIABLE
+
     root = os.environ.get(SCRATCH_VARIABLE)
     if not root:
         yield warn(
