@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 OUTPUTS = "outputs"
 BLOBS = "blobs"
 BLOB_SUFFIX = ".bson.z"
+URI_STORES = {"MongoURIStore": "MongoStore", "GridFSURIStore": "GridFSStore"}
+"""Stores whose description lacks what made them, and those that take the same address and describe it."""
 
 Properties = dict[str, Any] | list[str] | None
 
@@ -339,6 +341,35 @@ class _Held:
         self.docs, self.key = docs, key
 
 
+def copy_store(store: Store, **changes: object) -> Store:
+    """Make a store like another.
+
+    Parameters
+    ----------
+    store
+        Any; it need not be connected.
+    **changes
+        What its description says otherwise.
+
+    Returns
+    -------
+    Store
+        Not connected.
+
+    Raises
+    ------
+    ConfigError
+        If it is of a kind that cannot be made again from its description; names the kind to use instead.
+    """
+    name = type(store).__name__
+    if name in URI_STORES:
+        raise ConfigError(
+            f"the job store has a {name}, which cannot be copied: write `type: {URI_STORES[name]}` with the same `uri` "
+            "and a `database` in jobflow.yaml"
+        )
+    return cast("Store", type(store).from_dict(store.as_dict() | changes))
+
+
 def sibling_store(job_store: JobStore, collection: str, key: str = "task_id") -> Store:
     """Return another collection in the database in which the job store keeps its documents.
 
@@ -369,7 +400,7 @@ def sibling_store(job_store: JobStore, collection: str, key: str = "task_id") ->
             f"the job store keeps its documents in a {type(docs).__name__}, which has no collections: use MongoStore, "
             f"or the embedded store"
         )
-    sibling = cast("MongoStore", type(docs).from_dict(docs.as_dict() | {"collection_name": collection, "key": key}))
+    sibling = cast("MongoStore", copy_store(docs, collection_name=collection, key=key))
     if isinstance(sibling, EmbeddedStore):
         sibling.connect()
         return sibling

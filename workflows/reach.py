@@ -9,6 +9,7 @@ from maggma.stores.gridfs import GridFSStore
 from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
 
 from makers.errors import ConfigError
+from makers.stores import copy_store
 
 if TYPE_CHECKING:
     from maggma.core import Store
@@ -82,7 +83,7 @@ def require_server(store: Store) -> None:
     ConfigError
         If it does not; names the host and what to do, and no credentials.
     """
-    probe: Any = type(store).from_dict(store.as_dict())
+    probe: Any = copy_store(store)
     probe.mongoclient_kwargs = {**probe.mongoclient_kwargs, "serverSelectionTimeoutMS": PATIENCE_MS}
     try:
         probe.connect()

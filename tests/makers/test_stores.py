@@ -9,13 +9,16 @@ import time
 import zlib
 from pathlib import Path
 
+import maggma.stores
 import pytest
 from jobflow import JobStore
 from maggma.stores import JSONStore, MemoryStore, MongoStore
+from maggma.stores.gridfs import GridFSURIStore
+from maggma.stores.mongolike import MongoURIStore
 from monty.json import MontyDecoder, MontyEncoder
 
 from makers.errors import ConfigError
-from makers.stores import BlobStore, EmbeddedStore, embedded_job_store, sibling_store
+from makers.stores import BlobStore, EmbeddedStore, copy_store, embedded_job_store, sibling_store
 
 READ_LIMIT = 1.0  # CPU s for 200 documents; measured 0.1
 
@@ -52,6 +55,19 @@ def test_sibling_of_mongo_is_in_the_same_database() -> None:
     assert (sibling.database, sibling.collection_name, sibling.key) == ("db", "labels", "label_id")
     assert (sibling.host, sibling.username) == ("db.example", "me")
     assert "secret" not in sibling.name
+
+
+@pytest.mark.filterwarnings("ignore:.*URIStore:FutureWarning")
+@pytest.mark.parametrize(("kind", "better"), [(MongoURIStore, "MongoStore"), (GridFSURIStore, "GridFSStore")])
+def test_stores_that_cannot_be_copied_are_refused(
+    kind: type[maggma.stores.MongoStore | maggma.stores.GridFSStore], better: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"write `type: {better}` with the same `uri`") as caught:
+        copy_store(kind(uri="mongodb://me:secret@db.example/db", collection_name="outputs"))
+    assert "secret" not in str(caught.value)
+    advised = getattr(maggma.stores, better)("db", "outputs", uri="mongodb://me:secret@db.example/db")
+    copy = copy_store(advised, collection_name="labels")
+    assert (copy.uri, copy.collection_name) == (advised.uri, "labels")
 
 
 def test_sibling_of_a_json_file_is_a_file_beside_it(tmp_path: Path) -> None:
