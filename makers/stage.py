@@ -15,9 +15,8 @@ from monty.json import MontyDecoder, MSONable, jsanitize
 from pydantic import BaseModel
 
 from csp.state import Ledger, SearchState
-from makers.blobs import LedgerBlob, ModelBlob, StructureBatch
+from makers.blobs import LedgerBlob, ModelBlob, StructureBatch, write_blobs_first
 from makers.errors import ConfigError
-from makers.stores import write_blobs_first
 
 if TYPE_CHECKING:
     from collections.abc import Callable

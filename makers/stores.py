@@ -306,41 +306,6 @@ def embedded_job_store(folder: Path | str) -> JobStore:
     return JobStore(documents, additional_stores={"data": BlobStore(str(root / BLOBS))})
 
 
-def write_blobs_first(store: JobStore) -> None:
-    """Let a job store write the blobs of an output before the document that names them.
-
-    Jobflow does it the other way round: a process that is killed in between leaves a document that looks like a
-    finished job and names blobs that never come.
-
-    Parameters
-    ----------
-    store
-        Any; changed in place.
-    """
-    there: Any = store  # what stands in for its documents is no whole store
-
-    def update(docs: object, key: object = None, save: object = None) -> None:
-        documents, held = there.docs_store, _Held()
-        there.docs_store = held
-        try:
-            type(there).update(there, docs, key, save)
-        finally:
-            there.docs_store = documents
-        documents.update(held.docs, key=held.key)
-
-    there.update = update
-
-
-class _Held:
-    """Stands for a store and keeps what it is given."""
-
-    docs: list[dict[str, Any]]
-    key: list[str] | str | None
-
-    def update(self, docs: list[dict[str, Any]], key: list[str] | str | None = None) -> None:
-        self.docs, self.key = docs, key
-
-
 def copy_store(store: Store, **changes: object) -> Store:
     """Make a store like another.
 

@@ -93,8 +93,8 @@ def settings_fault(error: Exception) -> ConfigError:
 
 
 def _fault(error: Exception) -> tuple[str, str]:
-    from maggma import stores  # noqa: PLC0415 - when all goes well, `--help` answers at once
-    from pydantic import ValidationError  # noqa: PLC0415
+    from maggma import stores  # when all goes well, `--help` answers at once
+    from pydantic import ValidationError
 
     if isinstance(error, ValidationError):
         return _invalid(error)
@@ -122,7 +122,7 @@ def _invalid(error: ValidationError) -> tuple[str, str]:
     first = error.errors(include_input=False, include_context=False, include_url=False)[0]
     place = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        from jobflow.settings import JobflowSettings  # noqa: PLC0415 - it is there, though jobflow as a whole is not
+        from jobflow.settings import JobflowSettings  # it is there, though jobflow as a whole is not
 
         return f"has the unknown key `{place}`", _hint(place, JobflowSettings.model_fields)
     if place:
