@@ -100,7 +100,7 @@ def generate(  # noqa: PLR0913 - one call serves every source
         ``seed`` has no ``spawn_key`` or one that ends with 0): ``atoms``, ``formula_units`` and compositions bind what
         is made here, not what the user gives, and a warning counts the seeds that they do not fit. Atoms closer than
         the least distances are pushed apart, which the warning and the lineage tell. Variations of seeds keep to the
-        settings; a seed with more than the most atoms is not varied.
+        settings; a seed whose primitive cell has more than the most atoms is not varied.
     part
         (k, m): make only the k-th of m parts of the ``n`` crystals, k from 0. The parts one after the other are the
         crystals that one call makes.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import spglib
 from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from csp.compositions import CompositionRule
 from csp.config import GenerateConfig
 from csp.generate.pool import Proposal
 from csp.generate.trial import plain_trial
+from csp.generate.wyckoff import quiet
 from csp.geometry import pair_vectors
 from csp.knowledge import Knowledge
 
@@ -26,6 +28,7 @@ SOFT = (0.4, 1.5)  # Å, largest displacement along a soft mode
 SOFT_REACH = 5.0  # Å, bonds looked at
 BOND_DECAY = 0.37  # Å, over which a bond's stiffness falls (the bond-valence constant)
 SOFT_SHARE = 0.3  # of the modes count as soft
+SYMPREC = 1e-3  # Å within which atoms of a file are at the same place
 TRIES = 20  # operators tried before a parent is given up
 
 
@@ -83,7 +86,8 @@ class Mutations:
     elements
         Chemical symbols of the system.
     parents
-        Good structures, the best first; those with foreign elements or too many atoms are left out.
+        Good structures, the best first; those with foreign elements, or too many atoms even in their primitive cell,
+        are left out.
     origin
         Goes into ``info["origin"]``.
     """
@@ -146,6 +150,8 @@ class Mutations:
 
     def _parent(self, atoms: Atoms, index: int) -> Parent | None:
         """Read a structure, or give None where it does not belong to the system."""
+        if len(atoms) > self.settings.atoms[1]:
+            atoms = _primitive(atoms)
         symbols = [chemical_symbols[int(z)] for z in atoms.numbers]
         if not set(symbols) <= set(self.rule.symbols) or not 0 < len(symbols) <= self.settings.atoms[1]:
             return None
@@ -320,3 +326,13 @@ def _mended(kinds: Ints, fractions: Floats, wanted: Ints | None, rng: np.random.
         added.extend([kind] * max(0, need - len(places)))
     new = np.vstack([fractions[kept], rng.random((len(added), 3))])
     return np.concatenate([kinds[kept], np.array(added, dtype=np.int64)]), new
+
+
+def _primitive(atoms: Atoms) -> Atoms:
+    """Reduce a structure to its primitive cell: files often hold the conventional one."""
+    with quiet():
+        found = spglib.find_primitive((atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), symprec=SYMPREC)
+    if found is None:
+        return atoms
+    cell, fractions, numbers = found
+    return Atoms(numbers, cell=cell, scaled_positions=fractions, pbc=True, info=atoms.info)

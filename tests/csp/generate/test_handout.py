@@ -212,3 +212,12 @@ def test_one_plain_copy_of_a_seed_in_all_chunks_of_a_generation():
         for chunk in range(3)
     ]
     assert [sum(a.info["origin"] == "seed" for a in made.atoms) for made in chunks] == [1, 0, 0]
+
+
+def test_a_conventional_cell_is_varied_in_its_primitive_one():
+    conventional = bulk("MgO", "rocksalt", a=4.21, cubic=True)
+    made = _generate(30, seeds=(conventional,), atoms=(2, 4), random_share=0.0, prototype_share=0.0, seed_share=1.0)
+    plain, *varied = [len(atoms) for atoms in made.atoms]
+    assert plain == 8
+    assert varied
+    assert set(varied) <= {2, 3, 4}

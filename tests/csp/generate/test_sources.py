@@ -83,7 +83,9 @@ def test_without_parents_mutations_become_random_crystals():
 
 def test_foreign_parents_are_left_out():
     knowledge = Knowledge.initial(SYSTEM, 0.0)
-    assert not Mutations(GenerateConfig(), knowledge, SYSTEM, [bulk("Cu"), _rocksalt().repeat(3)]).parents
+    large = _rocksalt().repeat(3)
+    large.rattle(0.1, seed=0)
+    assert not Mutations(GenerateConfig(), knowledge, SYSTEM, [bulk("Cu"), large]).parents
 
 
 def test_a_smaller_system_than_is_known_stays_itself():
