@@ -19,7 +19,7 @@ from makers.documents import LabelDoc, LabelKind
 from makers.indexes import BASIS, phase_basis, phase_store
 from makers.labelling import read_labels
 from makers.outcomes import PhaseDoc, PhaseStatus
-from makers.stage import Handle, Stage
+from makers.stage import Handle, Stage, newest_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -137,7 +137,7 @@ class PhaseBuilder(Builder):
     def get_items(self) -> Iterator[Phase]:
         """Yield every distinct phase, and set the hull that all of them are measured against."""
         self.basis = phase_basis(self.store, self.project)
-        state = self._latest(Stage.ADVANCE)
+        state = newest_output(self.store, self.project, Stage.ADVANCE)
         self.pressure_gpa = state["state"]["knowledge"]["pressure_gpa"] if state else 0.0
         aliases = Handle(state["uuid"], "ledger").fetch(self.store).ledger.aliases if state else {}
         labels = [under_todays_name(label, aliases) for label in read_labels(self.store, self.project)]
@@ -177,16 +177,8 @@ class PhaseBuilder(Builder):
         if gone:
             self.phases.remove_docs({"phase_key": {"$in": gone}})
 
-    def _latest(self, stage: Stage) -> dict[str, Any] | None:
-        """Return the newest output of a stage, without blobs."""
-        criteria = {"metadata.project": self.project, "metadata.stage": str(stage), "index": 1}
-        docs = list(self.store.query(criteria, properties=["uuid", "metadata", "output"]))
-        docs = [doc for doc in docs if doc.get("output")]
-        newest = max(docs, key=lambda doc: doc["metadata"]["generation"], default=None)
-        return {"uuid": newest["uuid"]} | newest["output"] if newest else None
-
     def _pool(self) -> list[Atoms]:
-        newest = self._latest(Stage.SELECT)
+        newest = newest_output(self.store, self.project, Stage.SELECT)
         return Handle(newest["uuid"], "pool").fetch(self.store).to_atoms() if newest else []
 
 

@@ -232,6 +232,30 @@ class Handle(MSONable):
         return found if self.rows is None else found.part(*self.rows)
 
 
+def newest_output(store: JobStore, project: str, stage: Stage) -> dict[str, Any] | None:
+    """Return what the newest finished generation's job of a stage has stored, without blobs.
+
+    Parameters
+    ----------
+    store
+        Connected job store.
+    project
+        The search.
+    stage
+        The stage.
+
+    Returns
+    -------
+    dict or None
+        The output and the ``uuid`` of its job; None before there is one.
+    """
+    criteria = {"metadata.project": project, "metadata.stage": str(stage), "index": 1}
+    docs = list(store.query(criteria, properties=["uuid", "metadata", "output"]))
+    docs = [doc for doc in docs if doc.get("output")]
+    newest = max(docs, key=lambda doc: doc["metadata"]["generation"], default=None)
+    return {"uuid": newest["uuid"]} | newest["output"] if newest else None
+
+
 def read_state(given: SearchState | Handle) -> SearchState:
     """Return the state that a job was given, or fetch it: it grows, and is not copied into every job.
 

@@ -14,7 +14,7 @@ from csp.state import Ledger
 from makers.indexes import phase_store, phases_are_current
 from makers.outcomes import GenerationDoc, ReportDoc
 from makers.phases import PhaseBuilder
-from makers.stage import Handle, Stage
+from makers.stage import Handle, Stage, newest_output
 
 if TYPE_CHECKING:
     from jobflow import JobStore
@@ -60,9 +60,7 @@ def ledger(store: JobStore, project: str) -> Ledger:
     Ledger
         Empty before the first generation has finished.
     """
-    criteria = {"metadata.project": project, "metadata.stage": str(Stage.ADVANCE), "index": 1}
-    docs = store.query(criteria, properties=["uuid", "metadata.generation"])
-    newest = max(docs, key=lambda doc: doc["metadata"]["generation"], default=None)
+    newest = newest_output(store, project, Stage.ADVANCE)
     return Handle(newest["uuid"], "ledger").fetch(store).ledger if newest else Ledger()
 
 
