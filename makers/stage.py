@@ -227,8 +227,10 @@ class Handle(MSONable):
             The stored object, decoded.
         """
         # A driver's later outputs, if there are any, are those of what it was replaced by.
-        output = store.get_output(self.uuid, which="first", load=True)
-        found = MontyDecoder().process_decoded(output[self.attribute])
+        found = store.get_output(self.uuid, which="first")[self.attribute]
+        if isinstance(found, dict) and "blob_uuid" in found:  # else nothing of the output's blobs is needed
+            found = store.get_output(self.uuid, which="first", load=True)[self.attribute]
+        found = MontyDecoder().process_decoded(found)
         return found if self.rows is None else found.part(*self.rows)
 
 
