@@ -190,14 +190,15 @@ def diagnose(launchpad: LaunchPad, jobs: dict[int, Job], expiration: float, queu
     """
     query = {"fw_id": {"$in": list(jobs)}}
     _, lost, _ = launchpad.detect_lostruns(expiration_secs=expiration, query=query)
-    cases = [_case(job, jobs, lost, queue) for job in jobs.values()]
+    silent = datetime.now(UTC) - timedelta(seconds=expiration)
+    cases = [_case(job, jobs, lost, silent, queue) for job in jobs.values()]
     found = sorted((case for case in cases if case is not None), key=lambda case: case.fw_id)
     again = {case.fw_id for case in found if case.action == Action.RERUN}
     later = {below for number in again for below in _below(number, jobs)}
     return [replace(case, action=Action.FOLLOWS) if case.fw_id in again & later else case for case in found]
 
 
-def _case(job: Job, jobs: dict[int, Job], lost: Iterable[int], queue: Queue | None) -> Case | None:
+def _case(job: Job, jobs: dict[int, Job], lost: Iterable[int], silent: datetime, queue: Queue | None) -> Case | None:
     seen = _last_seen(job)
     launched = (job.launch or {}).get("state")
     if job.state == "RUNNING" and launched in ("COMPLETED", "FIZZLED"):
@@ -205,8 +206,8 @@ def _case(job: Job, jobs: dict[int, Job], lost: Iterable[int], queue: Queue | No
         return _told(job, Trouble.UNRECORDED, seen, why, Action.REFRESH)
     if job.fw_id in lost or job.state == "FIZZLED":
         return _dead(job, jobs, seen)
-    if job.state == "RESERVED" and (obstacle := _obstacle(job, seen, queue)):
-        return _told(job, Trouble.STUCK, seen, obstacle, Action.RELEASE)
+    if job.state == "RESERVED":
+        return _reserved(job, seen, silent, queue)
     if job.state in HELD:
         tool = "resume_fws" if job.state == "PAUSED" else "reignite_fws"
         why = f"{job.state}: `lpad {tool} -i {job.fw_id}` sets it free"
@@ -215,6 +216,14 @@ def _case(job: Job, jobs: dict[int, Job], lost: Iterable[int], queue: Queue | No
         why = "everything that it waited for has ended"
         return _told(job, Trouble.FORGOTTEN, job.updated, why, Action.REFRESH)
     return None
+
+
+def _reserved(job: Job, seen: datetime, silent: datetime, queue: Queue | None) -> Case | None:
+    if job.launch is None:  # FireWorks takes a job first, and notes its launch then
+        why = "whoever took it ended before it could begin"
+        return _told(job, Trouble.LOST, seen, why, Action.RELEASE) if seen < silent else None
+    obstacle = _obstacle(job, seen, queue)
+    return _told(job, Trouble.STUCK, seen, obstacle, Action.RELEASE) if obstacle else None
 
 
 def _obstacle(job: Job, since: datetime, queue: Queue | None) -> str | None:
@@ -267,8 +276,11 @@ def treat(launchpad: LaunchPad, jobs: dict[int, Job], cases: Iterable[Case]) -> 
                 launchpad.mark_fizzled(launch["launch_id"])
         elif case.action == Action.REFRESH:
             launchpad._refresh_wf(case.fw_id)  # noqa: SLF001 - what `lpad refresh` calls
-        elif case.action == Action.RELEASE and launch is not None and _is_as_it_was(launchpad, jobs[case.fw_id]):
-            launchpad.cancel_reservation(launch["launch_id"])
+        elif case.action == Action.RELEASE and _is_as_it_was(launchpad, jobs[case.fw_id]):
+            if launch is not None and launch["state"] == "RESERVED":
+                launchpad.cancel_reservation(launch["launch_id"])
+            else:
+                launchpad.rerun_fw(case.fw_id)
 
 
 def _is_as_it_was(launchpad: LaunchPad, job: Job) -> bool:

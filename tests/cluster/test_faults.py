@@ -29,6 +29,7 @@ KILLS = [
     "advance 000.after",
     "relax 001.0.amid",
     "select 001.after",
+    "label 001.taken",
     "report 002.before",
 ]
 """In every stage, each at another moment: see worker/sitecustomize.py."""
@@ -99,7 +100,7 @@ def test_disk_of_the_launchers_full_and_scratch_full_from_the_beginning(campaign
             search.wait_until_held(full)
             fill(disk / "filler")
             full.release()
-            wait_for(lambda: "FIZZLED" in search.states() or search.lost(), "a job fails for want of space")
+            search.wait_for(search.is_in_trouble, "a job fails for want of space")
         slurm.cancel()
         (disk / "filler").unlink()
         search.resume()
@@ -118,7 +119,7 @@ def test_walltime_over_and_node_that_never_answers(campaign, slurm, reference):
     search.submit()
     with search.launching():
         search.wait_until_held(over)
-        wait_for(lambda: "train 000" in search.lost(), "Slurm ends the launcher")
+        search.wait_for(lambda: "train 000" in search.lost(), "Slurm ends the launcher")
     over.release()
     search.allow(30)
     with search.launching():
@@ -148,7 +149,7 @@ def test_launchers_that_come_back_to_jobs_which_others_have_done(any_campaign, r
             held.release()
             search.wait_until_lost(job)  # another launcher takes it
             late = sleeper
-        wait_for(lambda: search.has_begun("generate 001.0"), "the search goes on")
+        search.wait_for(lambda: search.has_begun("generate 001.0"), "the search goes on")
         os.kill(late, signal.SIGCONT)
         search.wait_until_done()
     begun = Counter(run.name for run in search.runs())

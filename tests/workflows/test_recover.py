@@ -249,6 +249,30 @@ def test_a_reserved_job_that_began_meanwhile_is_left(tiny_config, launchpad):
 
 
 @pytest.mark.usefixtures("store")
+def test_a_job_whose_taker_died_before_noting_its_launch_is_released(tiny_config, launchpad):
+    submit_search(tiny_config(), launchpad)
+    number = launchpad.fireworks.find_one({"name": "generate 000.1"})["fw_id"]
+    launchpad._get_a_fw_to_run(fw_id=number)  # the first thing that a launcher does to the database
+    assert states(launchpad)["generate 000.1"] == "RESERVED"
+    assert recover(launchpad, "tiny", 900)[0] == []  # it may be about to begin
+    [case] = recover(launchpad, "tiny", AT_ONCE)[0]
+    assert (case.name, case.trouble, case.action) == ("generate 000.1", Trouble.LOST, Action.RELEASE)
+    assert states(launchpad)["generate 000.1"] == "READY"
+    assert launchpad.checkout_fw(FWorker(), ".", fw_id=number)[1] is not None
+
+
+@pytest.mark.usefixtures("store")
+def test_a_queue_job_that_died_while_it_took_its_job_releases_it(tiny_config, launchpad):
+    number, launch_id = reserved(tiny_config, launchpad)
+    launchpad.set_reservation_id(launch_id, "17")
+    launchpad.launches.update_one({"launch_id": launch_id}, {"$set": {"state": "RUNNING"}})  # the job itself not yet
+    [case] = recover(launchpad, "tiny", 900, queue=Queue(datetime.now(UTC) + timedelta(minutes=1), frozenset()))[0]
+    assert (case.fw_id, case.action) == (number, Action.RELEASE)
+    assert states(launchpad)["generate 000.1"] == "READY"
+    assert launchpad.launches.count_documents({"launch_id": launch_id}) == 1
+
+
+@pytest.mark.usefixtures("store")
 def test_other_searches_are_left_alone(tiny_config, launchpad):
     submit_search(tiny_config(), launchpad)
     submit_search(tiny_config(project="other"), launchpad)

@@ -12,17 +12,19 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import working_set
 import yaml
 from database import Database, RealDatabase, connected
+from fireworks import LaunchPad
 from jobflow import JobStore
 from working_set import EXPIRATION
 
 from workflows.cluster import WORKERS
+from workflows.recover import Action, Trouble, diagnose, read_jobs
 from workflows.results import generations, ledger, query_phases, report
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from slurm_node import SlurmNode
+
+    from workflows.recover import Case
 
 PATIENCE = 240.0  # s, for a whole search on a busy machine
 DONE = {"COMPLETED"}
@@ -134,6 +138,10 @@ def differences(found: Any, expected: Any, path: str = "answer") -> list[str]:  
         return [line for k, (one, other) in pairs for line in differences(one, other, f"{path}[{k}]")]
     close = isinstance(expected, float) and isinstance(found, float) and math.isclose(found, expected, **ROUNDING)
     return [] if close or found == expected else [f"{path}: {found!r}, expected {expected!r}"]
+
+
+AGAIN = 'while true; do "$@"; sleep 1; done'
+"""Starts a launcher again whenever it ends: killed, or because the queue did not answer or refused a job."""
 
 
 @dataclass(frozen=True)
@@ -273,7 +281,7 @@ class Campaign:
         with (self.folder / "launchers.log").open("ab") as log:
             launchers = [
                 subprocess.Popen(  # noqa: S603 - our own programs
-                    self._sourced(*command),
+                    self._sourced("bash", "-c", AGAIN, "bash", *command),
                     cwd=folder or self.launches,
                     env=self.environment,
                     stdout=log,
@@ -293,8 +301,7 @@ class Campaign:
         """Return the commands of launchpad_config/README.md."""
         site = self.site
         if self.slurm is None:
-            again = f"while true; do rlaunch -c {site} rapidfire --nlaunches 0; sleep 1; done"  # also after kill -9
-            return [["bash", "-c", again]] * self.launchers
+            return [["rlaunch", "-c", f"{site}", "rapidfire", "--nlaunches", "0"]] * self.launchers
         rapidfire = ["rapidfire", "-m", str(self.launchers), "--nlaunches", "infinite"]
         if self.way == Way.RESERVATIONS:
             return [["qlaunch", "-r", "-c", f"{site}", "-q", f"{site}/reserve_qadapter.yaml", *rapidfire]]
@@ -330,14 +337,21 @@ class Campaign:
             fields = {"name": 1, "state": 1, "launches": 1, "archived_launches": 1, "fw_id": 1}
             return list(client[self.project].fireworks.find({}, fields))
 
+    def cases(self) -> list[Case]:
+        """Return the jobs that ``hullseeker resume`` would speak of."""
+        launchpad = LaunchPad(self.database.uri, name=self.project, uri_mode=True)
+        try:
+            return diagnose(launchpad, read_jobs(launchpad, self.project), EXPIRATION)
+        finally:
+            launchpad.connection.close()
+
     def lost(self) -> list[str]:
         """Return the names of jobs that are said to run and have not given a sign of life for too long."""
-        limit = (datetime.now(UTC) - timedelta(seconds=EXPIRATION)).replace(tzinfo=None).isoformat()
-        with connected(self.database) as client:
-            running = client[self.project].launches.find({"state": "RUNNING"}, {"state_history": 1, "fw_id": 1})
-            silent = [launch["fw_id"] for launch in running if launch["state_history"][-1]["updated_on"] < limit]
-            found = client[self.project].fireworks.find({"fw_id": {"$in": silent}, "state": "RUNNING"}, {"name": 1})
-            return [firework["name"] for firework in found]
+        return [case.name for case in self.cases() if case.trouble == Trouble.LOST]
+
+    def is_in_trouble(self) -> bool:
+        """Whether ``hullseeker resume`` would do something."""
+        return any(case.action != Action.LEAVE for case in self.cases())
 
     def states(self) -> set[str]:
         """Return the states in which fireworks are."""
@@ -349,13 +363,27 @@ class Campaign:
 
     def wait_until_lost(self, job: str) -> None:
         """Wait until a launcher is missed, and resume."""
-        wait_for(lambda: job in self.lost(), f"the launcher of {job} is missed")
+        self.wait_for(lambda: job in self.lost(), f"the launcher of {job} is missed")
         self.resume()
+
+    def wait_for(self, condition: Callable[[], object], what: str) -> None:
+        """Wait for something; if it does not come, tell how things stand."""
+        try:
+            wait_for(condition, what)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}\n{self._standing()}") from None
+
+    def _standing(self) -> str:
+        """Describe what is not done, what the queue says, and the last words of the launchers."""
+        waiting = [f"{fw['name']} {fw['state']} {fw['launches']}" for fw in self.fireworks() if fw["state"] not in DONE]
+        queue = f"node {self.slurm.node_state()}, queue jobs {self.slurm.jobs('%A:%T:%r')}" if self.slurm else ""
+        words = (self.folder / "launchers.log").read_text(errors="replace")[-1500:]
+        return "\n".join([*waiting, *map(str, self.cases()), queue, words])
 
     def wait_until_done(self) -> None:
         """Wait for the end; resume whenever jobs were lost or have failed."""
         while True:
-            wait_for(lambda: self.is_done() or self.lost() or "FIZZLED" in self.states(), f"{self.project} is done")
+            self.wait_for(lambda: self.is_done() or self.is_in_trouble(), f"{self.project} is done")
             if self.is_done():
                 return
             self.resume()
@@ -363,7 +391,7 @@ class Campaign:
     def wait_until_held(self, held: Held) -> int:
         """Wait until a job has begun, and resume what was lost on the way to it; return its launcher's process."""
         while True:
-            wait_for(lambda: held.process() or self.lost() or "FIZZLED" in self.states(), f"{held.file.stem} is held")
+            self.wait_for(lambda: held.process() or self.is_in_trouble(), f"{held.file.stem} is held")
             if process := held.process():
                 return process
             self.resume()

@@ -2,6 +2,7 @@
 
 The folder named by the variable FAULTS is asked at some moments of each job:
 
+taken    a launcher has taken it, and noted in FireWorks no launch yet
 before   it has begun
 amid     it has relaxed AMID["relax"] crystals, or trained AMID["train"] steps
 stored   its blobs are stored, and the document that names them is not
@@ -104,7 +105,20 @@ def watch_relaxation(module) -> None:
     module.Journal.add = watched
 
 
+def watch_taking(module) -> None:
+    take = module.LaunchPad._get_a_fw_to_run
+
+    def watched(self, *args, **kwargs):
+        firework = take(self, *args, **kwargs)
+        if firework is not None:
+            befall(firework.name, "taken")
+        return firework
+
+    module.LaunchPad._get_a_fw_to_run = watched
+
+
 CHANGES = {
+    "fireworks.core.launchpad": watch_taking,
     "jobflow.core.job": watch_jobs,
     "maggma.stores.gridfs": watch_blobs,
     "acnn.train.loop": watch_training,
