@@ -339,7 +339,7 @@ class Campaign:
 
     def cases(self) -> list[Case]:
         """Return the jobs that ``hullseeker resume`` would speak of."""
-        launchpad = LaunchPad(self.database.uri, name=self.project, uri_mode=True)
+        launchpad = LaunchPad.from_file(str(self.site / "my_launchpad.yaml"))
         try:
             return diagnose(launchpad, read_jobs(launchpad, self.project), EXPIRATION)
         finally:
