@@ -244,16 +244,17 @@ class Lane:
     def _finish(self, rows: torch.Tensor, codes: torch.Tensor) -> list[Relaxed]:
         """Hand out structures and vacate their slots."""
         geometry = self.pool.geometry(rows, self.minimizer.point[rows])
-        cells, positions = geometry.cells.cpu().numpy(), geometry.positions.cpu().numpy()
+        slots = rows.tolist()
         enthalpy = (self.energy[rows] + self.pool.pressure[rows] * geometry.volumes).tolist()
         values = torch.stack(
             [self.fmax[rows], self.residual[rows], self.energy[rows], self.spread[rows]], dim=1
         ).tolist()
         n_steps, started = self.n_steps[rows].tolist(), self.minimizer.started[rows].tolist()
         results = []
-        for k, (slot, code) in enumerate(zip(rows.tolist(), codes.tolist(), strict=True)):
+        for k, (slot, code, atoms) in enumerate(
+            zip(slots, codes.tolist(), self.pool.atoms(slots, geometry), strict=True)
+        ):
             reason = CODES[code - 1] if code else None
-            atoms = self.pool.atoms(slot, cells[k], positions[k])
             status = _status(reason)
             fmax, residual, energy, spread = values[k]
             results.append(
@@ -271,7 +272,7 @@ class Lane:
                     last_safe=atoms.copy() if status is RelaxStatus.UNSAFE and started[k] else None,
                 )
             )
-        self.pool.leave(rows.tolist())
+        self.pool.leave(slots)
         self.budget.in_flight -= sum(len(result.atoms) for result in results)
         return results
 

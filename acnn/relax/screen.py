@@ -55,21 +55,29 @@ def screened(jobs: Iterator[Job], elements: Sequence[str] | None = None) -> Iter
 
 def _reason(atoms: Atoms, known: np.ndarray) -> FailureReason | None:
     """Say why a structure cannot be evaluated."""
-    cell = atoms.cell.array
-    if len(atoms) == 0 or not atoms.pbc.all() or (atoms.numbers < 1).any():
+    cell, numbers = atoms.cell.array, atoms.numbers
+    if len(numbers) == 0 or not atoms.pbc.all() or numbers.min() < 1:
         return FailureReason.NO_CRYSTAL
-    if not known[atoms.numbers].all():
+    if not known[numbers].all():
         return FailureReason.UNKNOWN_ELEMENT
     if not (np.abs(atoms.positions).max() < FARTHEST and np.abs(cell).max() < FARTHEST):
         return FailureReason.NOT_FINITE
-    volume = abs(np.linalg.det(cell))
-    if volume < SMALLEST_VOLUME * len(atoms):
+    volume, face = _volume_and_face(cell.tolist())
+    if volume < SMALLEST_VOLUME * len(numbers):
         return FailureReason.VOLUME
-    # a lattice vector is no shorter than the smallest height, and heights are one over the lengths of these columns
-    steep = np.abs(np.linalg.inv(cell)).max() > 0.5 / SHORTEST
-    if steep and _shortest(atoms) < SHORTEST:
+    # a lattice vector is no shorter than the smallest height, which is the volume over the largest face
+    if face * 2.0 * SHORTEST > volume and _shortest(atoms) < SHORTEST:
         return FailureReason.TOO_CLOSE
     return None
+
+
+def _volume_and_face(cell: list[list[float]]) -> tuple[float, float]:
+    """Give the volume, Å^3, and the largest component of the normals of the faces, Å^2; quicker than by arrays."""
+    (ax, ay, az), (bx, by, bz), (cx, cy, cz) = cell
+    normal = (by * cz - bz * cy, bz * cx - bx * cz, bx * cy - by * cx)
+    others = (cy * az - cz * ay, cz * ax - cx * az, cx * ay - cy * ax, ay * bz - az * by, az * bx - ax * bz)
+    faces = (*normal, *others, ax * by - ay * bx)
+    return abs(ax * normal[0] + ay * normal[1] + az * normal[2]), max(max(faces), -min(faces))
 
 
 def _shortest(atoms: Atoms) -> float:
