@@ -339,11 +339,11 @@ class Campaign:
 
     def cases(self) -> list[Case]:
         """Return the jobs that ``hullseeker resume`` would speak of."""
-        launchpad = LaunchPad.from_file(str(self.site / "my_launchpad.yaml"))
-        try:
+        launchpad = LaunchPad()  # in this process FireWorks knows a double of its own only
+        with connected(self.database) as client:
+            for name in ("fireworks", "launches", "workflows"):
+                setattr(launchpad, name, client[self.project][name])
             return diagnose(launchpad, read_jobs(launchpad, self.project), EXPIRATION)
-        finally:
-            launchpad.connection.close()
 
     def lost(self) -> list[str]:
         """Return the names of jobs that are said to run and have not given a sign of life for too long."""
