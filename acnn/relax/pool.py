@@ -86,6 +86,7 @@ class Pool:
         self.device = device
         self.width = width
         self.jobs: list[Job | None] = [None] * n_slots
+        self.vacancies = np.ones(n_slots, dtype=bool)
         self.used = zeros(dtype=torch.bool)
         self.numbers = zeros(self.width, dtype=torch.int64)
         self.start_cell = zeros(3, 3)
@@ -102,7 +103,7 @@ class Pool:
     @property
     def n_vacant(self) -> int:
         """Slots without a structure."""
-        return self.jobs.count(None)
+        return int(np.count_nonzero(self.vacancies))
 
     def active(self) -> torch.Tensor:
         """Give the slots in use, shape (n,)."""
@@ -121,7 +122,8 @@ class Pool:
         list[int]
             The first ones.
         """
-        return [slot for slot, job in enumerate(self.jobs) if job is None][:n_slots]
+        vacant: list[int] = np.flatnonzero(self.vacancies)[:n_slots].tolist()
+        return vacant
 
     def enter(self, slots: list[int], jobs: list[Job]) -> torch.Tensor:
         """Put structures into vacant slots.
@@ -138,6 +140,7 @@ class Pool:
         torch.Tensor
             The slots, shape (n,).
         """
+        self.vacancies[slots] = False
         numbers = np.zeros((len(jobs), self.width), dtype=np.int64)
         positions = np.zeros((len(jobs), 3 + self.width, 3))
         for row, (slot, job) in enumerate(zip(slots, jobs, strict=True)):
@@ -193,6 +196,7 @@ class Pool:
         """
         for slot in slots:
             self.jobs[slot] = None
+        self.vacancies[slots] = True
         self.used[slots] = False
 
     def geometry(self, rows: torch.Tensor, point: torch.Tensor) -> Geometry:

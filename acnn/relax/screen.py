@@ -77,7 +77,7 @@ def _volume_and_face(cell: list[list[float]]) -> tuple[float, float]:
     normal = (by * cz - bz * cy, bz * cx - bx * cz, bx * cy - by * cx)
     others = (cy * az - cz * ay, cz * ax - cx * az, cx * ay - cy * ax, ay * bz - az * by, az * bx - ax * bz)
     faces = (*normal, *others, ax * by - ay * bx)
-    return abs(ax * normal[0] + ay * normal[1] + az * normal[2]), max(max(faces), -min(faces))
+    return abs(ax * normal[0] + ay * normal[1] + az * normal[2]), max(*faces, -min(faces))
 
 
 def _shortest(atoms: Atoms) -> float:
