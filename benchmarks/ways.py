@@ -1,0 +1,123 @@
+"""Time three ways to one call of energy, forces and stress of the same potential, on the same crystals.
+
+    OMP_NUM_THREADS=1 python benchmarks/ways.py [--device cuda] [--out FILE]
+
+``ours`` is C++ (CUDA on a GPU) with the gradient derived by hand; ``recorded`` is PyTorch, operation by operation, with
+the gradient by autograd; ``compiled`` is the same through ``torch.compile``, which generates C++ (Triton on a GPU) for
+both directions. Random Al-Cu crystals of 8 to 16 atoms with about 30 neighbours, the default shape of the potential,
+single precision; neighbours are found before. All give the same forces, which is asserted; compiling is timed apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from force_calls import CUTOFF
+from relax import machine
+
+from acnn.batch import Batch
+from acnn.config import ModelConfig
+from acnn.neighbors import build_neighbors
+from acnn.nn import potential as potential_module
+from acnn.nn.potential import Output, Potential
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STRUCTURES = {"cpu": 40, "cuda": 10_000}
+REPEATS = 9
+ROUNDING = 1e-4  # of the largest force
+
+
+def crystals(n: int) -> list[Atoms]:
+    """Make random crystals with about 30 neighbours within 5 Å."""
+    rng = np.random.default_rng(0)
+    made: list[Atoms] = []
+    while len(made) < n:
+        size = int(rng.integers(8, 17))
+        cell = np.eye(3) * (17.5 * size) ** (1 / 3) + rng.normal(0, 0.3, (3, 3))
+        atoms = Atoms("Al" * size, cell=cell, scaled_positions=rng.random((size, 3)), pbc=True)
+        atoms.numbers[rng.integers(0, 2, size) == 1] = 29
+        made.append(atoms)
+    return made
+
+
+def make_potential(device: str) -> Potential:
+    """Make one with random weights."""
+    potential = Potential(ModelConfig(), ["Al", "Cu"], seed=1)
+    with torch.no_grad():
+        potential.fitting.linear.normal_(generator=torch.Generator().manual_seed(0))
+    return potential.to(device)
+
+
+def seconds(call: Callable[[], Output], device: str) -> float:
+    """Give the time of a call: of the CPU, or until the GPU has done it."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    start = clock()
+    call()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def measure(device: str) -> dict[str, Any]:
+    """Time the ways in turn."""
+    potential, same = make_potential(device), make_potential(device)
+    same.forward = torch.compile(same.forward, dynamic=True)  # type: ignore[method-assign]
+    batch = Batch.from_atoms(crystals(STRUCTURES[device]), potential.dtype, device)
+    neighbors = build_neighbors(batch, CUTOFF)
+
+    def recorded(which: Potential) -> Output:
+        kept, potential_module.fused = potential_module.fused, lambda *_: None
+        try:
+            return which.compute(batch, neighbors)
+        finally:
+            potential_module.fused = kept
+
+    ways = {
+        "ours": lambda: potential.compute(batch, neighbors),
+        "recorded": lambda: recorded(potential),
+        "compiled": lambda: recorded(same),
+    }
+    first = {name: seconds(way, device) for name, way in ways.items()}
+    expected = ways["ours"]()
+    for name, way in ways.items():
+        gap = (way().forces - expected.forces).abs().max() / expected.forces.abs().max()
+        assert gap < ROUNDING, f"{name}: forces differ by {float(gap)}"
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(REPEATS):
+        for name, way in ways.items():
+            times[name].append(seconds(way, device))
+    per_atom = {name: 1e6 * float(np.median(found)) / batch.n_atoms for name, found in times.items()}
+    return {
+        "device": device,
+        "atoms": batch.n_atoms,
+        "neighbors_per_atom": float(neighbors.mask.sum() / batch.n_atoms),
+        "us_per_atom": per_atom,
+        "times_ours": {name: value / per_atom["ours"] for name, value in per_atom.items()},
+        "first_call_s": first,
+    }
+
+
+def main() -> None:
+    """Measure and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=list(STRUCTURES), default="cpu")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    report = {"machine": machine(), **measure(args.device)}
+    print(json.dumps(report, indent=1))
+    if args.out is not None:
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
