@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from fireworks.fw_config import QUEUE_UPDATE_INTERVAL, RESERVATION_EXPIRATION_SECS
 from fireworks.utilities.fw_utilities import get_my_host
 
-from makers.errors import ConfigError
+from workflows.jobs import find_orphans, read_jobs, read_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from fireworks import LaunchPad
 
+    from workflows.jobs import Job
     from workflows.queue import Queue
 
 ALIVE = ("RUNNING", "RESERVED")
@@ -34,6 +35,7 @@ class Trouble(StrEnum):
     UNRECORDED = "unrecorded"  # its launch has ended, but the workflow does not know it
     FORGOTTEN = "forgotten"  # its parents have ended, but nobody told it
     STUCK = "stuck in the queue"
+    ORPHANED = "in no workflow"  # whoever made it ended before it could tell the workflow
     HELD = "held"  # somebody paused or defused it
 
 
@@ -44,6 +46,7 @@ class Action(StrEnum):
     FOLLOWS = "runs again after an earlier one"
     REFRESH = "is looked at again"
     RELEASE = "goes back to the queue of jobs"
+    REMOVE = "is removed"
     LEAVE = "is left"
 
 
@@ -75,45 +78,8 @@ class Case:
     action: Action
 
 
-@dataclass(frozen=True)
-class Job:
-    """A job of the search, as far as it is needed here.
-
-    Parameters
-    ----------
-    fw_id
-        Its number.
-    name
-        Its name.
-    state
-        Its state in FireWorks.
-    place
-        Stage and generation.
-    tolerant
-        Whether it runs although a parent failed.
-    updated
-        When it changed.
-    launch
-        Its last launch, if it has one.
-    parents
-        Numbers of the jobs that it waits for.
-    children
-        Numbers of the jobs that wait for it.
-    """
-
-    fw_id: int
-    name: str
-    state: str
-    place: tuple[Any, Any]
-    tolerant: bool
-    updated: datetime
-    launch: dict[str, Any] | None
-    parents: tuple[int, ...]
-    children: tuple[int, ...]
-
-
-def read_jobs(launchpad: LaunchPad, project: str) -> dict[int, Job]:
-    """Read the jobs of a search.
+def orphans(launchpad: LaunchPad, project: str, expiration: float) -> list[Case]:
+    """Find the jobs that no workflow holds, and have been so for long.
 
     Parameters
     ----------
@@ -121,49 +87,22 @@ def read_jobs(launchpad: LaunchPad, project: str) -> dict[int, Job]:
         The LaunchPad.
     project
         The search.
+    expiration
+        Time after which their workflow counts as forgotten, s.
 
     Returns
     -------
-    dict[int, Job]
-        By number; archived workflows are left out.
-
-    Raises
-    ------
-    ConfigError
-        If the LaunchPad holds no such search.
+    list[Case]
+        To be removed.
     """
-    wanted = {"metadata.project": project, "state": {"$ne": "ARCHIVED"}}
-    workflows = list(launchpad.workflows.find(wanted, {"nodes": 1, "links": 1, "_id": 0}))
-    if not workflows:
-        known = sorted(str(name) for name in launchpad.workflows.distinct("metadata.project") if name)
-        raise ConfigError(
-            f"--project: the LaunchPad holds no search {project!r}; it knows {', '.join(known) or 'none'}"
-        )
-    links = {int(parent): tuple(below) for flow in workflows for parent, below in flow["links"].items()}
-    parents: dict[int, list[int]] = {}
-    for parent, below in links.items():
-        for child in below:
-            parents.setdefault(child, []).append(parent)
-    numbers = [number for flow in workflows for number in flow["nodes"]]
-    fields = {"fw_id": 1, "name": 1, "state": 1, "launches": 1, "updated_on": 1, "_id": 0}
-    fields |= dict.fromkeys(("spec.stage", "spec.generation", "spec._allow_fizzled_parents"), 1)
-    found = list(launchpad.fireworks.find({"fw_id": {"$in": numbers}}, fields))
-    last = [fw["launches"][-1] for fw in found if fw["launches"] and fw["state"] not in ("COMPLETED", "ARCHIVED")]
-    launches = {doc["launch_id"]: doc for doc in launchpad.launches.find({"launch_id": {"$in": last}}, {"_id": 0})}
-    return {
-        fw["fw_id"]: Job(
-            fw_id=fw["fw_id"],
-            name=fw["name"],
-            state=fw["state"],
-            place=(fw["spec"].get("stage"), fw["spec"].get("generation")),
-            tolerant=bool(fw["spec"].get("_allow_fizzled_parents")),
-            updated=_time(fw["updated_on"]),
-            launch=launches.get(fw["launches"][-1]) if fw["launches"] else None,
-            parents=tuple(parents.get(fw["fw_id"], ())),
-            children=links.get(fw["fw_id"], ()),
-        )
-        for fw in found
-    }
+    now = datetime.now(UTC)
+    aged = [(orphan, (now - orphan.made).total_seconds()) for orphan in find_orphans(launchpad, project)]
+    why = "whoever brought it forth ended before its workflow knew it, and brings it forth again"
+    return [
+        Case(orphan.fw_id, orphan.name, Trouble.ORPHANED, max(0.0, age), why, Action.REMOVE)
+        for orphan, age in aged
+        if age > expiration
+    ]
 
 
 def diagnose(launchpad: LaunchPad, jobs: dict[int, Job], expiration: float, queue: Queue | None = None) -> list[Case]:
@@ -201,7 +140,8 @@ def diagnose(launchpad: LaunchPad, jobs: dict[int, Job], expiration: float, queu
 def _case(job: Job, jobs: dict[int, Job], lost: Iterable[int], silent: datetime, queue: Queue | None) -> Case | None:
     seen = _last_seen(job)
     launched = (job.launch or {}).get("state")
-    if job.state == "RUNNING" and launched in ("COMPLETED", "FIZZLED"):
+    halfway = job.state == "COMPLETED" != job.recorded and seen < silent  # FireWorks writes the workflow last
+    if halfway or (job.state == "RUNNING" and launched in ("COMPLETED", "FIZZLED")):
         why = "its end was not carried over into the workflow"
         return _told(job, Trouble.UNRECORDED, seen, why, Action.REFRESH)
     if job.fw_id in lost or job.state == "FIZZLED":
@@ -268,6 +208,10 @@ def treat(launchpad: LaunchPad, jobs: dict[int, Job], cases: Iterable[Case]) -> 
         From `diagnose`.
     """
     for case in cases:
+        if case.action == Action.REMOVE:
+            if launchpad.workflows.find_one({"nodes": case.fw_id}, {"_id": 1}) is None:
+                launchpad.fireworks.delete_one({"fw_id": case.fw_id})
+            continue
         launch = jobs[case.fw_id].launch
         if case.action == Action.RERUN and _is_as_it_was(launchpad, jobs[case.fw_id]):
             launchpad.rerun_fw(case.fw_id)
@@ -275,6 +219,8 @@ def treat(launchpad: LaunchPad, jobs: dict[int, Job], cases: Iterable[Case]) -> 
                 # only now: a job that tolerates failed parents would else begin in between
                 launchpad.mark_fizzled(launch["launch_id"])
         elif case.action == Action.REFRESH:
+            if jobs[case.fw_id].state == "COMPLETED":  # or FireWorks would not look at what it has brought forth
+                launchpad.fireworks.update_one({"fw_id": case.fw_id}, {"$set": {"state": "RUNNING"}})
             launchpad._refresh_wf(case.fw_id)  # noqa: SLF001 - what `lpad refresh` calls
         elif case.action == Action.RELEASE and _is_as_it_was(launchpad, jobs[case.fw_id]):
             if launch is not None and launch["state"] == "RESERVED":
@@ -319,7 +265,7 @@ def recover(
         If the LaunchPad holds no such search.
     """
     jobs = read_jobs(launchpad, project)
-    cases = diagnose(launchpad, jobs, expiration, queue)
+    cases = orphans(launchpad, project, expiration) + diagnose(launchpad, jobs, expiration, queue)
     if not dry_run:
         treat(launchpad, jobs, cases)
         jobs = read_jobs(launchpad, project)
@@ -351,13 +297,13 @@ def _below(number: int, jobs: dict[int, Job]) -> set[int]:
 
 
 def _has_ended(parent: Job, child: Job) -> bool:
-    return parent.state == "COMPLETED" or (child.tolerant and parent.state == "FIZZLED")
+    return parent.state == parent.recorded == "COMPLETED" or (child.tolerant and parent.state == "FIZZLED")
 
 
 def _last_seen(job: Job) -> datetime:
     history = (job.launch or {}).get("state_history") or []
     times = [entry.get("updated_on") or entry.get("created_on") for entry in history]
-    return max((_time(time) for time in times if time), default=job.updated)
+    return max((read_time(time) for time in times if time), default=job.updated)
 
 
 def _error(launch: dict[str, Any] | None) -> str:
@@ -366,8 +312,3 @@ def _error(launch: dict[str, Any] | None) -> str:
     trace = (stored.get("_exception") or {}).get("_stacktrace") or ""
     lines = trace.strip().splitlines()
     return " ".join(lines[-1].split())[:200] if lines else "its process died"
-
-
-def _time(value: object) -> datetime:
-    time = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
-    return time if time.tzinfo else time.replace(tzinfo=UTC)

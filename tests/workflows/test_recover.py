@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fireworks import FWAction, FWorker
+from fireworks import FWAction, FWorker, LaunchPad
 from fireworks.core.rocket_launcher import rapidfire
 from fireworks.utilities.fw_utilities import get_my_host
 from jobflow import SETTINGS
@@ -19,9 +19,10 @@ from makers.errors import ConfigError
 from makers.labelling import read_labels
 from makers.stores import embedded_job_store
 from workflows import cli
+from workflows.jobs import find_orphans, read_jobs
 from workflows.launch import submit_search
 from workflows.queue import Queue
-from workflows.recover import Action, Case, Trouble, diagnose, read_jobs, recover, treat
+from workflows.recover import Action, Case, Trouble, diagnose, orphans, recover, treat
 from workflows.results import generations, report
 from workflows.run import open_store
 from workflows.tables import recovery_table
@@ -29,7 +30,7 @@ from workflows.tables import recovery_table
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fireworks import LaunchPad
+    from fireworks import Firework
     from jobflow import JobStore
 
     from workflows.config import SearchConfig
@@ -270,6 +271,40 @@ def test_a_queue_job_that_died_while_it_took_its_job_releases_it(tiny_config, la
     assert (case.fw_id, case.action) == (number, Action.RELEASE)
     assert states(launchpad)["generate 000.1"] == "READY"
     assert launchpad.launches.count_documents({"launch_id": launch_id}) == 1
+
+
+class Killed(BaseException):
+    """As by kill -9: no handler of FireWorks sees it."""
+
+
+@pytest.mark.parametrize("stored", ["new", "all"])
+@pytest.mark.parametrize("victim", ["label 000", "advance 000"])
+def test_jobs_that_were_brought_forth_and_not_entered(
+    victim, stored, tiny_config, launchpad, store, monkeypatch, finished
+):
+    submit_search(tiny_config(advance__max_generations=2), launchpad)
+    store_fireworks = LaunchPad._upsert_fws
+
+    def killed(self: LaunchPad, fws: list[Firework], reassign_all: bool = False) -> dict[int, int]:  # noqa: FBT001, FBT002
+        new = [fw for fw in fws if fw.fw_id < 0]
+        if not new or all((fw.name, fw.state) != (victim, "COMPLETED") for fw in fws):
+            return store_fireworks(self, fws, reassign_all)
+        store_fireworks(self, new if stored == "new" else fws, reassign_all)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LaunchPad, "_upsert_fws", killed)
+        with pytest.raises(Killed):
+            launch(launchpad)
+    assert orphans(launchpad, "tiny", 900) == []  # somebody may be about to enter them
+    found = {(case.trouble, case.action) for case in recover(launchpad, "tiny", AT_ONCE)[0]}
+    assert found >= {(Trouble.ORPHANED, Action.REMOVE), (Trouble.UNRECORDED, Action.REFRESH)}
+    assert find_orphans(launchpad, "tiny") == []
+    launch(launchpad)
+    assert set(states(launchpad).values()) == {"COMPLETED"}
+    assert len(states(launchpad)) == launchpad.fireworks.count_documents({"name": {"$ne": "store_inputs"}})  # each once
+    labels, undisturbed = (read_labels(s, "tiny", kind="single_point", until=1) for s in (store, open_store(finished)))
+    assert [x.label_id for x in labels] == [x.label_id for x in undisturbed]
 
 
 @pytest.mark.usefixtures("store")

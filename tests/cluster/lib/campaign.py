@@ -24,7 +24,8 @@ from jobflow import JobStore
 from working_set import EXPIRATION
 
 from workflows.cluster import WORKERS
-from workflows.recover import Action, Trouble, diagnose, read_jobs
+from workflows.jobs import read_jobs
+from workflows.recover import Action, Trouble, diagnose, orphans
 from workflows.results import generations, ledger, query_phases, report
 
 if TYPE_CHECKING:
@@ -343,7 +344,8 @@ class Campaign:
         with connected(self.database) as client:
             for name in ("fireworks", "launches", "workflows"):
                 setattr(launchpad, name, client[self.project][name])
-            return diagnose(launchpad, read_jobs(launchpad, self.project), EXPIRATION)
+            found = diagnose(launchpad, read_jobs(launchpad, self.project), EXPIRATION)
+            return [*orphans(launchpad, self.project, EXPIRATION), *found]
 
     def lost(self) -> list[str]:
         """Return the names of jobs that are said to run and have not given a sign of life for too long."""
