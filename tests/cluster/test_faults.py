@@ -30,6 +30,7 @@ KILLS = [
     "relax 001.0.amid",
     "select 001.after",
     "label 001.taken",
+    "advance 001.halfway",
     "report 002.before",
 ]
 """In every stage, each at another moment: see worker/sitecustomize.py."""

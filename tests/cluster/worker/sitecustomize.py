@@ -7,6 +7,7 @@ before   it has begun
 amid     it has relaxed AMID["relax"] crystals, or trained AMID["train"] steps
 stored   its blobs are stored, and the document that names them is not
 after    its output is stored, and FireWorks does not know it yet
+halfway  FireWorks has stored the jobs that it brought forth, and the workflow does not hold them yet
 
 A file ``JOB.MOMENT.kill`` there ends the process as kill -9 does, once; ``JOB.MOMENT.hold`` lets the job wait until the
 file is gone. Each job leaves a line in ``jobs.log``: its identity, name, process and partition; each step of a
@@ -105,20 +106,29 @@ def watch_relaxation(module) -> None:
     module.Journal.add = watched
 
 
-def watch_taking(module) -> None:
-    take = module.LaunchPad._get_a_fw_to_run
+def watch_launchpad(module) -> None:
+    take, store = module.LaunchPad._get_a_fw_to_run, module.LaunchPad._upsert_fws
 
-    def watched(self, *args, **kwargs):
+    def watched_taking(self, *args, **kwargs):
         firework = take(self, *args, **kwargs)
         if firework is not None:
             befall(firework.name, "taken")
         return firework
 
-    module.LaunchPad._get_a_fw_to_run = watched
+    def watched_storing(self, fws, *args, **kwargs):
+        parents = [firework.name for firework in fws if firework.state == "COMPLETED"]
+        brought_forth = any(firework.fw_id < 0 for firework in fws)
+        stored = store(self, fws, *args, **kwargs)
+        for name in parents if brought_forth else ():
+            befall(name, "halfway")
+        return stored
+
+    module.LaunchPad._get_a_fw_to_run = watched_taking
+    module.LaunchPad._upsert_fws = watched_storing
 
 
 CHANGES = {
-    "fireworks.core.launchpad": watch_taking,
+    "fireworks.core.launchpad": watch_launchpad,
     "jobflow.core.job": watch_jobs,
     "maggma.stores.gridfs": watch_blobs,
     "acnn.train.loop": watch_training,
