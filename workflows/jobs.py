@@ -117,13 +117,13 @@ class Orphan(NamedTuple):
         Its number.
     name
         Its name, as ``label 003.1``.
-    made
-        When it was made.
+    stored
+        When it was stored, or last changed.
     """
 
     fw_id: int
     name: str
-    made: datetime
+    stored: datetime
 
 
 def find_orphans(launchpad: LaunchPad, project: str) -> list[Orphan]:
@@ -145,11 +145,12 @@ def find_orphans(launchpad: LaunchPad, project: str) -> list[Orphan]:
     list[Orphan]
         Also those whose workflow is just being written.
     """
-    numbers = {firework["fw_id"] for firework in launchpad.fireworks.find({}, {"fw_id": 1, "_id": 0})}
+    every = launchpad.fireworks.find({"fw_id": {"$gt": 0}}, {"fw_id": 1, "_id": 0})  # answered from the index
+    numbers = {firework["fw_id"] for firework in every}
     inside = {number for flow in launchpad.workflows.find({}, {"nodes": 1, "_id": 0}) for number in flow["nodes"]}
     query = {"fw_id": {"$in": sorted(numbers - inside)}, "spec._tasks.job.metadata.project": project}
-    found = launchpad.fireworks.find(query, {"fw_id": 1, "name": 1, "created_on": 1, "_id": 0})
-    return [Orphan(firework["fw_id"], firework["name"], read_time(firework["created_on"])) for firework in found]
+    found = launchpad.fireworks.find(query, {"fw_id": 1, "name": 1, "updated_on": 1, "_id": 0})
+    return [Orphan(firework["fw_id"], firework["name"], read_time(firework["updated_on"])) for firework in found]
 
 
 def read_time(value: object) -> datetime:

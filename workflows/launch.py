@@ -1,4 +1,4 @@
-"""Submit a search to FireWorks, and open its LaunchPad; with `workflows.recover` all that knows FireWorks."""
+"""Submit a search to FireWorks, and open its LaunchPad; with `jobs` and `recover` all that knows FireWorks."""
 
 from __future__ import annotations
 

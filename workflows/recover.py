@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from fireworks.core.launchpad import LockedWorkflowError, WFLock
 from fireworks.fw_config import QUEUE_UPDATE_INTERVAL, RESERVATION_EXPIRATION_SECS
 from fireworks.utilities.fw_utilities import get_my_host
 
@@ -96,8 +98,8 @@ def orphans(launchpad: LaunchPad, project: str, expiration: float) -> list[Case]
         To be removed.
     """
     now = datetime.now(UTC)
-    aged = [(orphan, (now - orphan.made).total_seconds()) for orphan in find_orphans(launchpad, project)]
-    why = "whoever brought it forth ended before its workflow knew it, and brings it forth again"
+    aged = [(orphan, (now - orphan.stored).total_seconds()) for orphan in find_orphans(launchpad, project)]
+    why = "whoever brought it forth ended before it could enter it in a workflow"
     return [
         Case(orphan.fw_id, orphan.name, Trouble.ORPHANED, max(0.0, age), why, Action.REMOVE)
         for orphan, age in aged
@@ -219,14 +221,21 @@ def treat(launchpad: LaunchPad, jobs: dict[int, Job], cases: Iterable[Case]) -> 
                 # only now: a job that tolerates failed parents would else begin in between
                 launchpad.mark_fizzled(launch["launch_id"])
         elif case.action == Action.REFRESH:
-            if jobs[case.fw_id].state == "COMPLETED":  # or FireWorks would not look at what it has brought forth
-                launchpad.fireworks.update_one({"fw_id": case.fw_id}, {"$set": {"state": "RUNNING"}})
+            _reopen(launchpad, case.fw_id)
             launchpad._refresh_wf(case.fw_id)  # noqa: SLF001 - what `lpad refresh` calls
         elif case.action == Action.RELEASE and _is_as_it_was(launchpad, jobs[case.fw_id]):
             if launch is not None and launch["state"] == "RESERVED":
                 launchpad.cancel_reservation(launch["launch_id"])
             else:
                 launchpad.rerun_fw(case.fw_id)
+
+
+def _reopen(launchpad: LaunchPad, number: int) -> None:
+    """Let FireWorks look at what a job has brought forth, if its workflow does not know yet that the job has ended."""
+    unknown = {"nodes": number, f"fw_states.{number}": {"$ne": "COMPLETED"}}
+    with suppress(LockedWorkflowError), WFLock(launchpad, number):  # somebody may have told the workflow meanwhile
+        if launchpad.workflows.find_one(unknown, {"_id": 1}) is not None:
+            launchpad.fireworks.update_one({"fw_id": number, "state": "COMPLETED"}, {"$set": {"state": "RUNNING"}})
 
 
 def _is_as_it_was(launchpad: LaunchPad, job: Job) -> bool:

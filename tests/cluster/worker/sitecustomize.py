@@ -109,9 +109,9 @@ def watch_relaxation(module) -> None:
 def watch_launchpad(module) -> None:
     take, store = module.LaunchPad._get_a_fw_to_run, module.LaunchPad._upsert_fws
 
-    def watched_taking(self, *args, **kwargs):
-        firework = take(self, *args, **kwargs)
-        if firework is not None:
+    def watched_taking(self, query=None, fw_id=None, checkout=True):  # noqa: FBT002 - FireWorks' signature
+        firework = take(self, query, fw_id, checkout)
+        if firework is not None and checkout:  # launchers also look whether there is something to take
             befall(firework.name, "taken")
         return firework
 
