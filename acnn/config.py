@@ -75,7 +75,7 @@ class TrainConfig(Settings):
     )
     ema_decay: float = Field(0.99, ge=0, lt=1, description="Decay of the moving average of the weights, at most.")
     validation_fraction: float = Field(
-        0.1, ge=0, lt=0.9, description="Part of the structure families held out for early stopping."
+        0.05, ge=0, lt=0.9, description="Part of the structure families held out; of few labels twice as many."
     )
     patience: int = Field(200, ge=1, description="Evaluations without improvement before the training stops.")
     evaluate_every: int = Field(50, ge=1, description="Optimiser steps between two evaluations on the held-out part.")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from acnn.train.metrics import FEWEST_TO_CALIBRATE
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
@@ -56,7 +58,7 @@ def split_families(
     labels
         The labels.
     fraction
-        Part to hold out.
+        Part to hold out; twice as much of few labels, as long as those do not suffice to calibrate the spreads.
     rng
         Decides which blocks.
     learned
@@ -69,7 +71,8 @@ def split_families(
         Numbers of the training and of the held-out labels; fewer than eight labels are all learned.
     """
     new = np.array([label.digest not in learned for label in labels])
-    wanted = round(min(fraction * len(labels), HELD_NEW * new.sum()))
+    some = max(fraction * len(labels), min(FEWEST_TO_CALIBRATE, 2 * fraction * len(labels)))
+    wanted = round(min(some, HELD_NEW * new.sum()))
     if wanted == 0 or len(labels) < 8:
         return list(range(len(labels))), []
     _, blocks = np.unique(family_blocks(labels), return_inverse=True)

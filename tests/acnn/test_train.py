@@ -1,6 +1,7 @@
 """Training learns, is deterministic, goes on after a kill, warm-starts, and says what it set aside."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -359,6 +360,14 @@ def test_families_are_never_divided(alloys):
     assert sorted(kept + held) == list(range(40))
     assert not {labels[n].family for n in kept} & {labels[n].family for n in held}
     assert 6 <= len(held) <= 8
+
+
+@pytest.mark.parametrize(("n", "n_held"), [(40, 4), (120, 8), (400, 20)])
+def test_of_few_labels_more_are_held_out_until_spreads_can_be_calibrated(n, n_held, alloys):
+    labels = read_labels(_simulation(alloys[0], 4), QUICK).labels
+    singles = [replace(labels[0], family=str(number)) for number in range(n)]
+    assert len(split_families(singles, 0.05, np.random.default_rng(0))[1]) == n_held
+    assert split_families(singles, 0.0, np.random.default_rng(0))[1] == []
 
 
 def test_a_dominant_family_is_divided_into_runs(alloys):
