@@ -2,7 +2,10 @@
 
 Every function takes a path and divides reproducibly; nothing is downloaded. Where the data come from:
 
-- mlearn (Zuo et al., J. Phys. Chem. A 124, 731, 2020): the repository materialsvirtuallab/mlearn, folder ``data``;
+- mlearn (Zuo et al., J. Phys. Chem. A 124, 731, 2020): the repository materialsvirtuallab/mlearn, folder ``data``.
+  Where an element's ``training.json`` cannot be had, its ``Cu_train.xyz`` from the repository ACEsuit/ACEData, archive
+  ``minibenchmarks/ZuoEtAl2020.tar.gz``, may lie in its place: the same structures, energies and forces, without stresses
+  (compared for the four elements of which we have both: equal, positions to 5e-9 Å);
 - silicon, random structures (Yanxon et al., Mach. Learn.: Sci. Technol. 2, 027001, 2021): the repository
   MaterSim/PyXtal_FF, folder ``pyxtal_ff/datasets/Si/PyXtal``;
 - silver-gold: the repository sekocha/pypolymlp, folder ``tests/test_mlp_dev_api/data-vasp-Ag-Au/vaspruns``;
@@ -19,6 +22,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read
 from ase.units import Bohr, GPa, Hartree
 
 from acnn.config import TrainConfig
@@ -70,13 +74,23 @@ def read_mlearn(path: Path) -> list[Atoms]:
     return frames
 
 
+def read_mlearn_xyz(path: Path) -> list[Atoms]:
+    """Read one file of mlearn as ACEData holds it: energies (eV) and forces (eV/Å), in a column named ``force``."""
+    frames = []
+    for atoms in read(path, ":"):
+        bare = Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
+        energy, forces = atoms.get_potential_energy(), atoms.arrays["force"]
+        bare.calc = SinglePointCalculator(bare, energy=energy, forces=forces)
+        frames.append(bare)
+    return frames
+
+
 def mlearn(folder: Path, element: str) -> tuple[list[Atoms], list[Atoms]]:
-    """Read an element of mlearn, in the layout of the repository or flat, with its own split into train and test."""
-    parts = []
-    for part in ("training", "test"):
-        nested = folder / element / f"{part}.json"
-        parts.append(read_mlearn(nested if nested.exists() else folder / f"{element}-{part}.json"))
-    return parts[0], parts[1]
+    """Read an element of mlearn with its own split into train and test: training.json or, without it, X_train.xyz."""
+    files = folder / element
+    whole, plain = files / "training.json", files / f"{element}_train.xyz"
+    train = read_mlearn_xyz(plain) if plain.exists() and not whole.exists() else read_mlearn(whole)
+    return train, read_mlearn(files / "test.json")
 
 
 def read_silicon(folder: Path) -> list[Atoms]:
