@@ -4,8 +4,8 @@ Every function takes a path and divides reproducibly; nothing is downloaded. Whe
 
 - mlearn (Zuo et al., J. Phys. Chem. A 124, 731, 2020): the repository materialsvirtuallab/mlearn, folder ``data``.
   Where an element's ``training.json`` cannot be had, its ``Cu_train.xyz`` from the repository ACEsuit/ACEData, archive
-  ``minibenchmarks/ZuoEtAl2020.tar.gz``, may lie in its place: the same structures, energies and forces, without stresses
-  (compared for the four elements of which we have both: equal, positions to 5e-9 Å);
+  ``minibenchmarks/ZuoEtAl2020.tar.gz``, may lie in its place: the same structures, energies and forces, but no
+  stresses (compared for the four elements of which we have both: equal, positions to 5e-9 Å);
 - silicon, random structures (Yanxon et al., Mach. Learn.: Sci. Technol. 2, 027001, 2021): the repository
   MaterSim/PyXtal_FF, folder ``pyxtal_ff/datasets/Si/PyXtal``;
 - silver-gold: the repository sekocha/pypolymlp, folder ``tests/test_mlp_dev_api/data-vasp-Ag-Au/vaspruns``;
