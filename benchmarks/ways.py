@@ -8,6 +8,10 @@ both directions, but leaves the loop over elements in the network's first layer 
 to 16 atoms with about 30 neighbours, none closer than 2 Å, the default shape of the potential, single precision;
 neighbours are found before. All give the same energies, forces and stresses, which is asserted; compiling is timed
 apart.
+
+``committee`` compares the default committee of four, its spread of energies included, with one member alone, by our own
+kernels: without and with the neighbour search. The four are copies of the one, so that all energies, forces and
+stresses must agree, which is asserted, as is that their spread vanishes.
 """
 
 from __future__ import annotations
@@ -97,6 +101,43 @@ def measure(device: str) -> dict[str, Any]:
     }
 
 
+def copies(one: Potential, members: int) -> Potential:
+    """Make a committee of copies of one member."""
+    many = Potential(one.config.model_copy(update={"members": members}), one.elements, seed=1)
+    state = one.state_dict()
+    wanted = many.state_dict()
+    for name, tensor in state.items():
+        shape = wanted[name].shape  # what differs is the dimension of the members, alone or before a layer's width
+        state[name] = tensor.repeat([large // small for large, small in zip(shape, tensor.shape, strict=True)])
+    many.load_state_dict(state)
+    return many
+
+
+def committee(device: str) -> dict[str, Any]:
+    """Time a committee against one member."""
+    one = Potential(ModelConfig(members=1), ["Al", "Cu"], seed=1).to(device)
+    with torch.no_grad():
+        one.fitting.linear.normal_(generator=torch.Generator().manual_seed(0))
+    potentials = {"one": one, "four": copies(one, ModelConfig().members).to(device)}
+    batch = Batch.from_atoms(random_crystals(0, STRUCTURES[device], (8, 16)), one.dtype, device)
+    neighbors = build_neighbors(batch, CUTOFF)
+    found = {name: potential.compute(batch, neighbors) for name, potential in potentials.items()}
+    for quantity in ("energy", "forces", "stress"):
+        mine, other = getattr(found["four"], quantity), getattr(found["one"], quantity)
+        gap = float((mine - other).abs().max() / other.abs().max())
+        assert gap < ROUNDING, f"committee: {quantity} differ by {gap} of the largest"
+    assert float(found["four"].energy_spread.abs().max()) < ROUNDING * float(found["one"].energy.abs().max())
+    report: dict[str, Any] = {}
+    for case, given in (("neighbors_given", neighbors), ("neighbors_searched", None)):
+        times: dict[str, list[float]] = {name: [] for name in potentials}
+        for _ in range(4 * REPEATS):
+            for name, potential in potentials.items():
+                times[name].append(seconds(lambda p=potential, n=given: p.compute(batch, n), device))  # type: ignore[misc]
+        per_atom = {name: 1e6 * float(np.median(values)) / batch.n_atoms for name, values in times.items()}
+        report[case] = {"us_per_atom": per_atom, "four_over_one": per_atom["four"] / per_atom["one"]}
+    return report
+
+
 def main() -> None:
     """Measure and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -104,7 +145,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    report = {"machine": machine(), **measure(args.device)}
+    report = {"machine": machine(), "committee": committee(args.device), **measure(args.device)}
     print(json.dumps(report, indent=1))
     if args.out is not None:
         args.out.write_text(json.dumps(report, indent=1) + "\n")
