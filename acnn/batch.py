@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 
 from acnn.errors import DataError
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 VACUUM = 30.0
 """Distance between images of a structure that is not periodic, Å; larger than any cutoff in use."""
+
+FARTHEST = 1e6
+"""Coordinates beyond this are no positions, Å; single precision could not tell images there apart."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,11 @@ class Batch:
         Raises
         ------
         DataError
-            If a structure has no atoms, a singular cell or mixed periodicity; names its index.
+            If a structure has no atoms, a singular cell, mixed periodicity, or atoms that are no element's or nowhere;
+            names its index.
         """
+        for index, atoms in enumerate(frames, first):
+            _check_atoms(atoms, index)
         cells = np.array([_cell(atoms, k) for k, atoms in enumerate(frames, first)]).reshape(-1, 3, 3)
         counts = np.array([len(atoms) for atoms in frames], dtype=np.int64)
         numbers = np.concatenate([atoms.numbers for atoms in frames] or [np.zeros(0)]).astype(np.int64)
@@ -90,10 +97,20 @@ class Batch:
         )
 
 
+def _check_atoms(atoms: Atoms, index: int) -> None:
+    """Refuse what would be evaluated without a word: an atom at NaN has no neighbours, number -1 is the last element."""
+    numbers, positions = atoms.numbers, atoms.positions
+    if len(numbers) == 0:
+        raise DataError(f"structure {index}: expected at least one atom, got none")
+    if numbers.min() < 1 or numbers.max() >= len(chemical_symbols):
+        wrong = numbers[(numbers < 1) | (numbers >= len(chemical_symbols))]
+        raise DataError(f"structure {index}: {wrong[0]} is no element's atomic number")
+    if not np.abs(positions).max() < FARTHEST:  # also where it is NaN
+        raise DataError(f"structure {index}: expected finite positions below {FARTHEST:g} Å")
+
+
 def _cell(atoms: Atoms, index: int) -> np.ndarray:
     """Give the cell of one structure, shape (3, 3), Å; a large box for a molecule."""
-    if len(atoms) == 0:
-        raise DataError(f"structure {index}: expected at least one atom, got none")
     if not atoms.pbc.any():
         extent = np.ptp(atoms.positions, axis=0)
         return np.diag(extent + VACUUM)

@@ -10,6 +10,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from acnn import checkpoint
 from acnn.batch import Batch
+from acnn.errors import ConfigError
 from acnn.nn.potential import Potential
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class ACNNCalculator(Calculator):
     """Give energies, forces, stresses and the committee's spread to ASE.
 
     Results are ``energy`` (eV), ``energies`` (eV, by atom), ``forces`` (eV/Å), ``stress`` (eV/Å^3, Voigt order, tension
-    positive), ``energy_spread`` (eV/atom) and, on request through `force_spread`, ``force_spread`` (eV/Å, by atom).
+    positive; of periodic structures), ``energy_spread`` (eV/atom) and, on request through `force_spread`,
+    ``force_spread`` (eV/Å, by atom).
 
     Parameters
     ----------
@@ -33,6 +35,11 @@ class ACNNCalculator(Calculator):
         Where it is evaluated.
     force_spread
         Also compute the spread of the forces, at the cost of one more gradient per member.
+
+    Raises
+    ------
+    ConfigError
+        If the device cannot be used.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 - ASE's own name
@@ -42,7 +49,10 @@ class ACNNCalculator(Calculator):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # ASE has no types
         loaded = potential if isinstance(potential, Potential) else checkpoint.load(potential)
-        self.potential = loaded.to(device)
+        try:
+            self.potential = loaded.to(device)
+        except (RuntimeError, AssertionError) as exc:  # torch's words for a device that is not there
+            raise ConfigError(f"device: {device} cannot be used: {exc}") from exc
         self.force_spread = force_spread
 
     def calculate(
@@ -71,9 +81,10 @@ class ACNNCalculator(Calculator):
             "free_energy": float(output.energy[0]),
             "energies": output.atomic_energy.cpu().numpy(),
             "forces": output.forces.cpu().numpy(),
-            "stress": full_3x3_to_voigt_6_stress(output.stress[0].cpu().numpy()),
             "energy_spread": float(output.energy_spread[0]),
         }
+        if structure.pbc.all():  # without periodicity there is no volume that a stress could be of
+            results["stress"] = full_3x3_to_voigt_6_stress(output.stress[0].cpu().numpy())
         if output.force_spread is not None:
             results["force_spread"] = output.force_spread.cpu().numpy()
         self.results = results

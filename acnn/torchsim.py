@@ -8,7 +8,7 @@ import torch
 
 from acnn import checkpoint
 from acnn.batch import Batch
-from acnn.errors import ConfigError
+from acnn.errors import ConfigError, DataError
 from acnn.nn.potential import Potential
 
 try:
@@ -55,7 +55,14 @@ class ACNNModel(ModelInterface):  # type: ignore[misc]  # TorchSim is optional a
         dict
             ``energy`` (n_systems,), eV; ``forces`` (n_atoms, 3), eV/Å; ``stress`` (n_systems, 3, 3), eV/Å^3, tension
             positive; ``energy_spread`` (n_systems,), eV/atom.
+
+        Raises
+        ------
+        DataError
+            If a structure is not periodic in all directions.
         """
+        if not bool(torch.as_tensor(state.pbc).all()):
+            raise DataError(f"expected periodicity in all directions, got {state.pbc}; TorchSim's cells have no other")
         batch = Batch(
             state.atomic_numbers.to(torch.int64),
             state.positions.detach(),

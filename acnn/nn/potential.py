@@ -100,7 +100,7 @@ class Potential(nn.Module):
         self.attention = Attention(config, n_features, n, generator) if config.attention_blocks else None
         width = n_features + (config.attention_width if config.attention_blocks else 0)
         self.fitting = Fitting(width, n, config.hidden, config.members, generator)
-        self.repulsion = Repulsion(numbers)
+        self.repulsion = Repulsion(numbers, config.cutoff)
         self.register_buffer("reference", torch.zeros(n, dtype=torch.float64))
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
         self.register_buffer("calibration", torch.ones(2, dtype=torch.float64))

@@ -12,6 +12,7 @@ ZBL_LENGTH = 0.46850  # 0.8854 Bohr radii, Å
 ZBL_WEIGHTS = (0.18175, 0.50986, 0.28022, 0.02817)
 ZBL_RATES = (3.19980, 0.94229, 0.40290, 0.20162)
 DEFAULT_ONSET = 0.75  # of the sum of covalent radii, where no data say better
+LATEST_ONSET = 0.95  # of the cutoff: beyond it the repulsion of a pair would end at once
 WALL = 1000.0  # eV: steep enough to beat any slope that the bounded network part can have
 CLAMP = 0.9  # of the onset: the network sees no shorter distance than this
 
@@ -28,19 +29,21 @@ class Repulsion(nn.Module):
     ----------
     numbers
         Atomic numbers of the potential's elements.
+    cutoff
+        Distance up to which neighbours are known, Å.
     """
 
     onset: torch.Tensor
     charges: torch.Tensor
     lengths: torch.Tensor
 
-    def __init__(self, numbers: list[int]) -> None:
+    def __init__(self, numbers: list[int], cutoff: float) -> None:
         super().__init__()
         z = torch.tensor(numbers, dtype=torch.float64)
         power = z**0.23
         self.register_buffer("charges", COULOMB * z[:, None] * z[None, :], persistent=False)
         self.register_buffer("lengths", ZBL_LENGTH / (power[:, None] + power[None, :]), persistent=False)
-        self.register_buffer("onset", torch.tensor(default_onset(numbers), dtype=torch.float64))
+        self.register_buffer("onset", torch.tensor(default_onset(numbers, cutoff), dtype=torch.float64))
 
     def soften(self, distances: torch.Tensor, onset: torch.Tensor) -> torch.Tensor:
         """Keep the distance that the network sees from falling below a floor.
@@ -91,8 +94,8 @@ class Repulsion(nn.Module):
         return 0.5 * ((zbl + wall) * rest**3).sum(-1)
 
 
-def default_onset(numbers: list[int]) -> np.ndarray:
-    """Guess from covalent radii where the repulsion starts, shape (n_elements, n_elements), Å."""
+def default_onset(numbers: list[int], cutoff: float) -> np.ndarray:
+    """Guess from covalent radii where the repulsion starts, shape (n_elements, n_elements), within the cutoff; Å."""
     radii = np.array([covalent_radii[number] for number in numbers])
-    onset: np.ndarray = DEFAULT_ONSET * (radii[:, None] + radii[None, :])
+    onset: np.ndarray = np.minimum(DEFAULT_ONSET * (radii[:, None] + radii[None, :]), LATEST_ONSET * cutoff)
     return onset

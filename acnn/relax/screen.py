@@ -9,6 +9,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from ase.geometry import minkowski_reduce
 
+from acnn.batch import FARTHEST
 from acnn.relax.guard import SMALLEST_VOLUME
 from acnn.relax.result import FailureReason, Relaxed, RelaxStatus
 
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from acnn.relax.pool import Job
-
-FARTHEST = 1e6
-"""Coordinates beyond this are no positions, Å."""
 
 SHORTEST = 0.3
 """Distance of an atom from its own image below which a structure is not worth looking at, Å."""

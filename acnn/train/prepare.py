@@ -61,7 +61,7 @@ def typical_force(labels: Sequence[Label]) -> float:
 def set_onsets(potential: Potential, dataset: Dataset) -> None:
     """Let the repulsion start just below the shortest distance of each pair of elements."""
     numbers = [atomic_numbers[symbol] for symbol in potential.elements]
-    guess = torch.as_tensor(default_onset(numbers), dtype=potential.dtype)
+    guess = torch.as_tensor(default_onset(numbers, potential.config.cutoff), dtype=potential.dtype)
     seen = torch.maximum(ONSET_MARGIN * dataset.closest_pairs(len(numbers)).to(guess), SHORTEST * guess)
     # a pair that was only ever seen far apart keeps the guess, or the shorter of both where it was seen closer
     potential.repulsion.onset.copy_(torch.where(seen < 1.6 * guess, seen, guess))

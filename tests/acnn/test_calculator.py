@@ -6,13 +6,16 @@ import sys
 import numpy as np
 import pytest
 import torch
+from ase import Atom, Atoms
+from ase.build import bulk
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from acnn import checkpoint
 from acnn.batch import Batch
 from acnn.calculator import ACNNCalculator
 from acnn.config import ModelConfig
-from acnn.errors import ConfigError
+from acnn.errors import ConfigError, DataError
 from acnn.evaluate import evaluate, predict
 from acnn.nn.potential import Potential
 
@@ -34,6 +37,55 @@ def test_ase(potential, alloys, tmp_path):
     assert abs(atoms.get_potential_energies().sum() - atoms.get_potential_energy()) < 1e-9
     assert atoms.calc.results["energy_spread"] > 0
     assert atoms.calc.results["force_spread"].shape == (len(atoms),)
+
+
+def test_ase_gives_no_stress_of_a_molecule(potential):
+    atoms = Atoms("CuAu", [[0, 0, 0], [0, 0, 2.5]], cell=[10, 10, 10])
+    atoms.calc = ACNNCalculator(potential)
+    alone = atoms.get_potential_energy()
+    with pytest.raises(PropertyNotImplementedError):
+        atoms.get_stress()
+    atoms.pbc = True
+    assert atoms.get_potential_energy() == pytest.approx(alone, abs=1e-6)
+    assert atoms.get_stress().shape == (6,)
+
+
+def test_ase_follows_every_change(potential):
+    atoms = bulk("Cu", cubic=True)
+    atoms.calc = ACNNCalculator(potential)
+    atoms.get_potential_energy()
+    for change in (
+        lambda: atoms.set_cell(1.05 * atoms.cell.array, scale_atoms=True),
+        lambda: atoms.rattle(0.05, seed=1),
+        lambda: atoms.append(Atom("Au", [1.0, 1.0, 0.5])),
+        lambda: atoms.set_pbc(False),
+    ):
+        change()
+        expected = predict(potential, [atoms])
+        assert atoms.get_potential_energy() == pytest.approx(expected.energies[0], abs=1e-9)
+        np.testing.assert_allclose(atoms.get_forces(), expected.forces[0], atol=1e-9)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e9])
+def test_atoms_that_are_nowhere_are_refused(potential, value):
+    atoms = bulk("Cu", cubic=True)
+    atoms.positions[1, 2] = value
+    with pytest.raises(DataError, match="structure 1: expected finite positions"):
+        predict(potential, [bulk("Cu"), atoms])
+    atoms.calc = ACNNCalculator(potential)
+    with pytest.raises(DataError):
+        atoms.get_forces()
+
+
+@pytest.mark.parametrize("number", [-90, 0, 119])
+def test_atoms_of_no_element_are_refused(potential, number):
+    with pytest.raises(DataError, match="no element"):
+        predict(potential, [Atoms([number], cell=[3, 3, 3], pbc=True)])
+
+
+def test_device_that_is_not_there(potential):
+    with pytest.raises(ConfigError, match="device: foo"):
+        ACNNCalculator(potential, device="foo")
 
 
 def test_torchsim(potential, alloys):

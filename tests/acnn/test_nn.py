@@ -82,7 +82,7 @@ def test_coupling_is_the_product_of_harmonics():
 
 
 def test_repulsion_is_smooth_and_steep():
-    repulsion = Repulsion([1, 20]).double()
+    repulsion = Repulsion([1, 20], 5.0).double()
     repulsion.onset.fill_(1.5)
     species = torch.zeros((1, 1), dtype=torch.int64)
 
@@ -113,6 +113,18 @@ def test_colliding_atoms_are_pushed_apart_whatever_the_network_says(distance):
         atoms = Atoms("Ca2", positions=[[0, 0, 0], [distance, 0, 0]], cell=30 * np.eye(3), pbc=True)
         forces = potential.compute(Batch.from_atoms([atoms], torch.float64)).forces
         assert float(forces[1, 0]) > 0 > float(forces[0, 0])
+
+
+def test_the_repulsion_ends_within_a_short_cutoff():
+    config = ModelConfig(radial_cutoff=3.5, angular_cutoff=3.0, members=1, dtype="float64")
+    potential = Potential(config, ["Cs"])
+
+    def energy(distance: float) -> float:
+        atoms = Atoms("Cs2", positions=[[0, 0, 0], [distance, 0, 0]], cell=30 * np.eye(3), pbc=True)
+        return float(potential.compute(Batch.from_atoms([atoms], torch.float64)).energy)
+
+    assert energy(2.0) > energy(3.0) + 1.0
+    assert abs(energy(3.5 - 1e-4) - energy(3.5 + 1e-4)) < 1e-6
 
 
 def test_atoms_on_top_of_each_other_give_finite_numbers():
