@@ -98,7 +98,7 @@ class Batch:
 
 
 def _check_atoms(atoms: Atoms, index: int) -> None:
-    """Refuse what would be evaluated without a word: an atom at NaN has no neighbours, number -1 is the last element."""
+    """Refuse what would pass without a word: an atom at NaN has no neighbours, number -1 is the last element."""
     numbers, positions = atoms.numbers, atoms.positions
     if len(numbers) == 0:
         raise DataError(f"structure {index}: expected at least one atom, got none")
