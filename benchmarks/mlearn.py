@@ -4,8 +4,8 @@ Get the data with ``git clone https://github.com/materialsvirtuallab/mlearn`` an
 
     python benchmarks/mlearn.py mlearn/data --elements Si Cu Mo --max-time 1800 --out mlearn.json
 
-Where only X_train.xyz is there, the training knows no stresses (see `public_data.py`). What the stresses of the test set
-have in common then, a pressure that no energy tells (copper's labels have one), is reported apart.
+Where only X_train.xyz is there, the training knows no stresses (see `public_data.py`). What the stresses of the test
+set then have in common, a pressure that no energy tells (copper's labels have one), is reported apart.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PUBLISHED = {  # moment tensor potential: energy meV/atom, force eV/Å, stress G
 
 
 def common_pressure(potential: Potential, frames: list[Atoms]) -> dict[str, float]:
-    """Give the mean pressure by which predicted and labelled stresses differ, and the error that is left without it."""
+    """Give the mean of predicted minus labelled pressure, and the error of the stress that is left without it."""
     labels = np.array([atoms.calc.results["stress"] for atoms in frames])
     found = predict(potential, frames).stresses.reshape(-1, 9)[:, [0, 4, 8, 5, 2, 1]]
     difference = (found - labels) / GPa
