@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
-    from ase import Atoms
     from pydantic import BaseModel
 
     from acnn.relax.interface import PotentialLike
@@ -84,6 +83,7 @@ def _add_relax(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the clas
 def _train(args: argparse.Namespace) -> None:
     """Fit a potential and save it with its history."""
     from acnn import checkpoint
+    from acnn.read import read_frames
     from acnn.train import history_csv, train
 
     table = args.metrics or args.out.with_suffix(".csv")
@@ -123,6 +123,8 @@ def _train(args: argparse.Namespace) -> None:
     )
     for reason, count in sorted(result.dropped.items()):
         sys.stdout.write(f"set aside: {count} x {reason}\n")
+    for what, count in sorted(result.lacking.items()):
+        sys.stdout.write(f"lacking: {count} x {what}\n")
     for reason, count in sorted(result.doubted.items()):
         sys.stdout.write(f"counting less: {count} x {reason}\n")
 
@@ -131,11 +133,13 @@ def _evaluate(args: argparse.Namespace) -> None:
     """Print the errors of a potential."""
     from acnn import checkpoint
     from acnn.evaluate import evaluate
+    from acnn.read import read_frames
 
     _set_threads(args.threads)
     potential = checkpoint.load(args.model)
+    frames = read_frames(args.data)
     try:
-        metrics = evaluate(potential, read_frames(args.data))
+        metrics = evaluate(potential, frames)
     except (DataError, ModelError) as exc:
         raise type(exc)(f"{args.data}: {exc}") from exc
     if args.json:
@@ -195,40 +199,6 @@ def _set_threads(threads: int | None) -> None:
         if threads < 1:
             raise ConfigError(f"--threads: must be at least 1, got {threads}")
         torch.set_num_threads(threads)
-
-
-def read_frames(path: Path) -> list[Atoms]:
-    """Read all structures of a file.
-
-    Parameters
-    ----------
-    path
-        Any format that ASE reads; extxyz by preference.
-
-    Returns
-    -------
-    list
-        At least one structure.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be read or holds nothing; names it.
-    """
-    from ase.io import read
-    from ase.io.formats import UnknownFileTypeError
-
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: holds no structure")
-    try:
-        frames = read(path, index=":")
-    except (OSError, ValueError, KeyError, IndexError, StopIteration, AssertionError, UnknownFileTypeError) as exc:
-        raise DataError(f"{path}: cannot be read: {exc}") from exc
-    if not frames:
-        raise DataError(f"{path}: holds no structure")
-    return list(frames)
 
 
 def read_config(path: Path | None) -> tuple[Any, Any]:

@@ -16,7 +16,8 @@ from acnn.config import TrainConfig
 from acnn.errors import DataError
 from acnn.nn.graph import system_pieces
 from acnn.nn.potential import FIXED
-from acnn.train.labels import Label, check_elements, read_labels
+from acnn.train.labels import Label, LabelSet, check_elements, read_labels
+from acnn.train.units import warn_of_other_scale
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +63,8 @@ class Metrics(BaseModel):
 
     n_structures: int = Field(description="Labels compared.")
     n_dropped: int = Field(description="Labels set aside because they cannot be compared.")
+    n_with_forces: int = Field(description="Labels that hold forces.")
+    n_with_stress: int = Field(description="Labels that hold a stress.")
     energy_mae_mev_per_atom: float = Field(description="Mean absolute error of the energy, meV/atom.")
     energy_rmse_mev_per_atom: float = Field(description="Root mean square error of the energy, meV/atom.")
     force_mae_ev_per_a: float | None = Field(description="Mean absolute error of force components, eV/Å.")
@@ -156,6 +159,7 @@ def evaluate(potential: Potential, frames: Sequence[Atoms], *, settings: TrainCo
     result = predict(potential, [label.atoms for label in labels], spread=potential.n_members > 1)
     sizes = np.array([len(label.atoms) for label in labels])
     energy = (result.energies - np.array([label.energy for label in labels])) / sizes
+    _warn_of_other_units(result, found)
     force, stress = _differences(result, labels)
     energies = _calibration(result.energy_spreads, np.abs(energy))
     spread, length = _force_spreads(result, labels, FIXED * float(potential.calibration[1]))
@@ -163,6 +167,8 @@ def evaluate(potential: Potential, frames: Sequence[Atoms], *, settings: TrainCo
     return Metrics(
         n_structures=len(labels),
         n_dropped=sum(found.dropped.values()),
+        n_with_forces=sum(label.forces is not None for label in labels),
+        n_with_stress=sum(label.stress is not None for label in labels),
         energy_mae_mev_per_atom=1e3 * float(np.abs(energy).mean()),
         energy_rmse_mev_per_atom=1e3 * float(np.sqrt(np.square(energy).mean())),
         force_mae_ev_per_a=_mae(force),
@@ -177,6 +183,21 @@ def evaluate(potential: Potential, frames: Sequence[Atoms], *, settings: TrainCo
         force_spread_rank_correlation=forces.correlation,
         force_spread_within=forces.within,
     )
+
+
+def _warn_of_other_units(result: Predictions, found: LabelSet) -> None:
+    """Log which labels have forces or stresses of another unit or sign than the rest."""
+    labels = found.labels
+    frames = [label.frame for label in labels]
+    for name, known, predicted in (
+        ("forces", [label.forces for label in labels], result.forces),
+        ("stress", [label.stress for label in labels], result.stresses),
+    ):
+        sums = [
+            (np.nan, np.nan, np.nan) if a is None else (np.vdot(a, a), np.vdot(b, b), np.vdot(a, b))
+            for a, b in zip(known, predicted, strict=True)
+        ]
+        warn_of_other_scale(name, np.array(sums).T, frames, found.beyond[name])
 
 
 def _differences(result: Predictions, labels: Sequence[Label]) -> tuple[np.ndarray, np.ndarray]:

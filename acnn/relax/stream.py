@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from io import StringIO
-from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import iread, write
-from ase.io.formats import UnknownFileTypeError
+from ase.io import write
 
-from acnn.errors import ConfigError, DataError
+from acnn.errors import ConfigError
+from acnn.read import read_stream
 from acnn.relax.relaxer import relax
 
 if TYPE_CHECKING:
@@ -25,67 +23,11 @@ if TYPE_CHECKING:
     from acnn.relax.result import Relaxed
 
 
-PORTION = 64
-"""Structures of a file that are held as text."""
-
-
-def read_stream(path: Path) -> Iterator[Atoms]:
-    """Read structures one by one.
-
-    Parameters
-    ----------
-    path
-        Any format that ASE reads; extxyz is read as a stream.
-
-    Yields
-    ------
-    Atoms
-        A structure.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be read or holds nothing; names it and the structure.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    n_read = 0
-    try:
-        stream = path.stat().st_size == 0 or path.suffix in (".xyz", ".extxyz")
-        sources = _portions(path) if stream else (path,)
-        for source in sources:
-            for atoms in iread(source, index=":", format=None if source is path else "extxyz"):
-                n_read += 1
-                atoms.calc = None
-                yield atoms
-    except DataError:
-        raise
-    except (OSError, ValueError, KeyError, IndexError, StopIteration, AssertionError, UnknownFileTypeError) as error:
-        raise DataError(f"{path}: structure {n_read} cannot be read: {error}") from error
-    if n_read == 0:
-        raise DataError(f"{path}: holds no structure")
-
-
-def _portions(path: Path) -> Iterator[StringIO]:
-    """Cut an extxyz file into pieces; ASE would note the place of every structure before it reads the first."""
-    with path.open() as file:
-        frames = _texts(path, file)
-        while lines := list(chain.from_iterable(islice(frames, PORTION))):
-            yield StringIO("".join(lines))
-
-
-def _texts(path: Path, file: Iterator[str]) -> Iterator[list[str]]:
-    """Give the lines of each structure of an extxyz file; lines between them may be blank."""
-    number = 0
-    for first in file:
-        number += 1
-        if not first.strip():
-            continue
-        if not first.strip().isdecimal():
-            raise DataError(f"{path}: line {number}: expected the number of atoms of a structure, got {first.strip()}")
-        lines = [first, *islice(file, int(first) + 1)]
-        number += len(lines) - 1
-        yield lines
+def _bare(frames: Iterator[Atoms]) -> Iterator[Atoms]:
+    """Take from structures what a file says of their energies and forces."""
+    for atoms in frames:
+        atoms.calc = None
+        yield atoms
 
 
 def annotated(result: Relaxed, pressure_gpa: float) -> Atoms:
@@ -171,7 +113,7 @@ def relax_file(
         raise ConfigError(f"{out}: cannot be written: {error}") from error
     try:
         with file:
-            frames = read_stream(source)
+            frames = _bare(read_stream(source))
             for result in relax(frames, potential, settings, pressure_gpa=pressure_gpa, folder=folder):
                 write(file, annotated(result, pressure_gpa), format="extxyz")
                 counts[result.status.value + (f": {result.reason}" if result.reason else "")] += 1

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,10 +15,10 @@ from ase.neighborlist import neighbor_list
 from ase.units import GPa
 
 from acnn.errors import DataError, ModelError
-from acnn.train.units import two_groups
+from acnn.train.units import first_frames, two_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ase import Atoms
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CLOSEST_PAIR = 0.3  # Å; atoms nearer than this are a broken file, not physics
+LEAST_VOLUME = 0.5  # Å^3 per atom; hydrogen at a TPa has more, and in less an atom has two thousand neighbours
+HEAVIEST = 118  # atomic number of the last element that has a symbol
 REFERENCE_ROUNDS = 12
 
 
@@ -67,7 +70,7 @@ class Label:
 
 @dataclass(slots=True)
 class LabelSet:
-    """Labels fit for use, and why the others were set aside.
+    """Labels fit for use, what they lack, and why the others were set aside.
 
     Parameters
     ----------
@@ -75,10 +78,16 @@ class LabelSet:
         The usable ones, in the order they came.
     dropped
         Count of those set aside, by reason.
+    lacking
+        Count of usable ones that do not say all that can be learned, by what they lack.
+    beyond
+        Count of those set aside because their "forces" or "stress" are above the limit.
     """
 
     labels: list[Label]
     dropped: Counter[str] = field(default_factory=Counter)
+    lacking: Counter[str] = field(default_factory=Counter)
+    beyond: Counter[str] = field(default_factory=Counter)
 
 
 def read_labels(frames: Sequence[Atoms], settings: TrainConfig) -> LabelSet:
@@ -104,8 +113,11 @@ def read_labels(frames: Sequence[Atoms], settings: TrainConfig) -> LabelSet:
     found = LabelSet([])
     for number, atoms in enumerate(frames):
         label = _label_of(atoms, number)
-        reason = _fault(label, settings)
-        if reason:
+        if reason := _fault(label):
+            found.dropped[reason] += 1
+        elif too_large := _too_large(label, settings):
+            what, reason = too_large
+            found.beyond[what] += 1
             found.dropped[reason] += 1
         else:
             found.labels.append(label)
@@ -114,13 +126,19 @@ def read_labels(frames: Sequence[Atoms], settings: TrainConfig) -> LabelSet:
         logger.warning("%d of %d labels set aside: %s", count, len(frames), reason)
     if not found.labels:
         raise DataError(f"no usable label among {len(frames)} frames; set aside: {dict(found.dropped) or 'none given'}")
+    found.lacking.update(what for label in found.labels for what in _lacks(label))
+    for what, count in sorted(found.lacking.items()):
+        level = logging.WARNING if what == "forces" and count == len(found.labels) else logging.INFO
+        logger.log(level, "%d of %d labels lack %s", count, len(found.labels), what)
     if groups := two_groups(energies_above_reference(found.labels)):
+        upper, gap = groups
         logger.warning(
-            "%d labels lie %.3g eV/atom above the %d others, with none between: "
+            "%d labels (frames %s) lie %.3g eV/atom above the %d others, with none between: "
             "do all have the same units (eV) and settings?",
-            groups[1],
-            groups[2],
-            groups[0],
+            len(upper),
+            first_frames(upper, [label.frame for label in found.labels]),
+            gap,
+            len(found.labels) - len(upper),
         )
     return found
 
@@ -154,7 +172,10 @@ def _label_of(atoms: Atoms, number: int) -> Label:
     known = results.get("energy", results.get("free_energy"))
     if known is None:
         raise DataError(f"frame {number}: expected a calculator with an energy, got {sorted(results) or 'none'}")
-    energy = float(known)
+    energy = _energy(known, number)
+    wrong = atoms.numbers[(atoms.numbers < 1) | (atoms.numbers > HEAVIEST)]
+    if len(wrong):
+        raise DataError(f"frame {number}: expected atomic numbers from 1 to {HEAVIEST}, got {wrong[0]}")
     forces, stress = results.get("forces"), results.get("stress")
     if forces is not None:
         forces = np.asarray(forces, dtype=float)
@@ -165,6 +186,14 @@ def _label_of(atoms: Atoms, number: int) -> Label:
     if stress is not None:
         stress = _full_stress(np.asarray(stress, dtype=float), number)
     return Label(atoms, energy, forces, stress, family_of(atoms), number)
+
+
+def _energy(known: object, number: int) -> float:
+    """Take an energy for what it is, also from an array of one."""
+    value = known.item() if isinstance(known, np.ndarray | np.generic) and known.size == 1 else known
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise DataError(f"frame {number}: expected an energy as one number, got {known!r}")
+    return float(value)
 
 
 def _full_stress(stress: np.ndarray, number: int) -> np.ndarray:
@@ -195,7 +224,7 @@ def family_of(atoms: Atoms) -> str:
     return str(atoms.get_chemical_formula())
 
 
-def _fault(label: Label, settings: TrainConfig) -> str:
+def _fault(label: Label) -> str:
     """Say why a label is unusable, or nothing."""
     atoms = label.atoms
     if len(atoms) == 0:
@@ -204,20 +233,36 @@ def _fault(label: Label, settings: TrainConfig) -> str:
     arrays += [a for a in (label.forces, label.stress) if a is not None]
     if not all(np.isfinite(a).all() for a in arrays):
         return "not finite"
-    if fault := _misplaced(atoms):
-        return fault
+    return _misplaced(atoms)
+
+
+def _too_large(label: Label, settings: TrainConfig) -> tuple[str, str] | None:
+    """Say which of forces and stress is above its limit, and the limit."""
     if label.forces is not None and np.abs(label.forces).max() > settings.max_force:
-        return f"force above {settings.max_force:g} eV/Å"
+        return "forces", f"force above {settings.max_force:g} eV/Å"
     if label.stress is not None and np.abs(label.stress).max() > settings.max_pressure_gpa * GPa:
-        return f"stress above {settings.max_pressure_gpa:g} GPa"
-    return ""
+        return "stress", f"stress above {settings.max_pressure_gpa:g} GPa"
+    return None
+
+
+def _lacks(label: Label) -> Iterator[str]:
+    """Name what a label does not say, or says in vain."""
+    if label.forces is None:
+        yield "forces"
+    if label.stress is None:
+        if label.atoms.calc.results.get("stress") is not None:
+            yield "stress (there is one, which is not used: not periodic in all directions)"
+        elif "virial" in label.atoms.info:
+            yield "stress (there is a virial, which is not read: give the stress in eV/Å^3)"
+        else:
+            yield "stress"
 
 
 def _misplaced(atoms: Atoms) -> str:
     """Say whether the cell is of no kind that is known or has no room for its atoms, or two of them the same place."""
     if atoms.pbc.any() and not atoms.pbc.all():
         return "periodic in some directions only"
-    if atoms.pbc.any() and abs(atoms.cell.volume) < 1e-3 * len(atoms):
+    if atoms.pbc.any() and abs(atoms.cell.volume) < LEAST_VOLUME * len(atoms):
         return "flat or empty cell"
     lengths = neighbor_list("d", atoms, CLOSEST_PAIR)
     return f"atoms closer than {CLOSEST_PAIR:g} Å" if len(lengths) else ""

@@ -55,6 +55,8 @@ class TrainResult:
         One record per evaluation; units are in the names.
     dropped
         Labels set aside, by reason.
+    lacking
+        Labels that do not say all that can be learned, by what they lack.
     doubted
         Labels that count less than half, by reason; of forces, where one atom's does.
     n_train
@@ -71,6 +73,7 @@ class TrainResult:
     potential: Potential
     history: list[dict[str, float]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    lacking: Counter[str] = field(default_factory=Counter)
     doubted: Counter[str] = field(default_factory=Counter)
     n_train: int = 0
     n_held_out: int = 0
@@ -101,8 +104,8 @@ def train(
     settings
         How to fit.
     seed
-        Decides initial weights, held-out part and order; the same seed gives the same bits on the same machine as
-        long as ``max_time`` does not end or shape the training.
+        Decides initial weights, held-out part and order; the same seed gives the same bits on the same machine with
+        the same number of threads as long as ``max_time`` does not end or shape the training.
     previous
         Potential to start from; it is not changed. All its labels should be among ``frames``, or it forgets them.
     elements
@@ -157,6 +160,7 @@ class _Run:
 
     def __init__(self, found: LabelSet, potential: Potential, settings: TrainConfig, seed: int, *, warm: bool) -> None:
         self.settings, self.potential, self.warm, self.dropped = settings, potential, warm, found.dropped
+        self.lacking, self.beyond = found.lacking, found.beyond
         self.start = fingerprint(potential, seed)
         rng = np.random.default_rng(seed)
         self.labels: list[Label] = found.labels
@@ -315,7 +319,8 @@ class _Run:
             potential.calibration.copy_(torch.tensor(factors))
         errors = measure(potential, self.data, self._judges(), self.settings.batch_atoms)
         del errors["score"]
-        warn_of_other_units(potential, self.data, [label.frame for label in self.labels], self.settings.batch_atoms)
+        frames = [label.frame for label in self.labels]
+        warn_of_other_units(potential, self.data, frames, self.settings.batch_atoms, self.beyond)
         for reason, count in sorted(self.doubted.items()):
             logger.info("%d of %d labels count less: %s", count, len(self.labels), reason)
         present = {chemical_symbols[z] for number in self.kept.tolist() for z in self.labels[number].atoms.numbers}
@@ -324,6 +329,7 @@ class _Run:
             "n_train": len(self.kept),
             "n_held_out": len(self.held),
             "dropped": dict(self.dropped),
+            "lacking": dict(self.lacking),
             "steps": state.step,
             "warm": self.warm,
             "counting_less": dict(self.doubted),
@@ -342,6 +348,7 @@ class _Run:
             potential=potential.eval(),
             history=state.history,
             dropped=self.dropped,
+            lacking=self.lacking,
             doubted=self.doubted,
             n_train=len(self.kept),
             n_held_out=len(self.held),

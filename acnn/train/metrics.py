@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
@@ -11,15 +10,13 @@ import torch
 
 from acnn.nn.potential import FIXED, force_deviation, member_forces
 from acnn.train.loss import residuals
-from acnn.train.units import other_scale
+from acnn.train.units import warn_of_other_scale
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from acnn.nn.potential import Potential
     from acnn.train.dataset import Dataset
-
-logger = logging.getLogger(__name__)
 
 FEWEST_TO_CALIBRATE = 8  # held-out labels
 NORMAL_MEDIAN = 0.6745  # of |x| for a standard normal x
@@ -101,7 +98,9 @@ def calibration_factors(
     return energies.factor(), forces.factor()
 
 
-def warn_of_other_units(potential: Potential, data: Dataset, frames: Sequence[int], max_atoms: int) -> None:
+def warn_of_other_units(
+    potential: Potential, data: Dataset, frames: Sequence[int], max_atoms: int, beyond: Mapping[str, int]
+) -> None:
     """Log which labels have forces or stresses of another unit or sign than the rest, as far as the potential can tell.
 
     Few such labels are outliers to the loss, so that the potential learns the others and shows what is wrong.
@@ -116,6 +115,8 @@ def warn_of_other_units(potential: Potential, data: Dataset, frames: Sequence[in
         Frame of each label in what was read.
     max_atoms
         Atoms evaluated together.
+    beyond
+        Count of further labels that were set aside because their "forces" or "stress" are too large.
     """
     n = len(frames)
     found = {name: np.zeros((3, n)) for name in ("forces", "stress")}
@@ -133,19 +134,7 @@ def warn_of_other_units(potential: Potential, data: Dataset, frames: Sequence[in
                 total = torch.zeros(graph.n_systems, dtype=torch.float64).index_add(0, system, product.sum(1))
                 found[name][place, rows] = total.numpy()
     for name, sums in found.items():
-        if (group := other_scale(*sums)) is not None:
-            numbers, factor = group
-            first = ", ".join(str(frames[number]) for number in numbers[:5])
-            logger.warning(
-                "the %s of %d of %d labels (frames %s%s) are about %.3g times what the others make of them: "
-                "do all have the same units and sign?",
-                name,
-                len(numbers),
-                n,
-                first,
-                ", ..." if len(numbers) > 5 else "",
-                factor,
-            )
+        warn_of_other_scale(name, sums, frames, beyond[name])
 
 
 class _Ratio:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+logger = logging.getLogger(__name__)
 
 GROUP = 0.02  # of the labels: fewer are outliers, not a group
 FEWEST = 8  # labels of a group: of a search's first labels some are of an ill-fitted element
@@ -13,7 +21,7 @@ OTHER_UNIT = 8.0  # times as large or small: eV/Å and hartree/bohr differ by 51
 SPREAD = 3.0  # between the factors of labels in one other unit, which the potential has not quite withstood
 
 
-def two_groups(excess: np.ndarray) -> tuple[int, int, float] | None:
+def two_groups(excess: np.ndarray) -> tuple[np.ndarray, float] | None:
     """Find out whether energies fall into two groups that lie much farther apart than each is wide.
 
     Parameters
@@ -24,49 +32,92 @@ def two_groups(excess: np.ndarray) -> tuple[int, int, float] | None:
     Returns
     -------
     tuple
-        Labels in the lower and in the upper group, and the energy between the groups, eV/atom; None if there are none.
+        Indices of the upper group, and the energy between the groups, eV/atom; None if there are none.
     """
-    ordered, fewest = np.sort(excess), max(FEWEST, round(GROUP * len(excess)))
-    if len(ordered) < 2 * fewest:
+    order, fewest = np.argsort(excess, kind="stable"), max(FEWEST, round(GROUP * len(excess)))
+    if len(order) < 2 * fewest:
         return None
+    ordered = excess[order]
     gaps = np.diff(ordered)[fewest - 1 : len(ordered) - fewest]
     cut = int(np.argmax(gaps)) + fewest
-    lower, upper, gap = ordered[:cut], ordered[cut:], float(gaps.max())
-    if gap < LEAST or gap < WIDEST * max(lower.std(), upper.std()):
+    gap = float(gaps.max())
+    if gap < LEAST or gap < WIDEST * max(ordered[:cut].std(), ordered[cut:].std()):
         return None
-    return len(lower), len(upper), gap
+    return np.sort(order[cut:]), gap
 
 
-def other_scale(labelled: np.ndarray, learned: np.ndarray, product: np.ndarray) -> tuple[np.ndarray, float] | None:
+def other_scale(
+    labelled: np.ndarray, learned: np.ndarray, product: np.ndarray, n_beyond: int = 0
+) -> tuple[np.ndarray, float] | None:
     """Find labels that agree with what was learned but for a common factor far from one, or for their sign.
 
     Parameters
     ----------
     labelled
-        Squared length of each label's forces or virial, shape (n_labels,).
+        Squared length of each label's forces or virial, shape (n_labels,); NaN where it has none.
     learned
         The same as the trained potential has it, shape (n_labels,).
     product
         Their scalar product, shape (n_labels,).
+    n_beyond
+        Further labels that were set aside because theirs is too large. They count towards a group of large ones, but
+        for no more than it holds itself: a search sets many aside that are only strained.
 
     Returns
     -------
     tuple
-        Indices of such labels and the factor; None if there are too few for a group of its own.
+        Indices of such labels and the factor; None if there are too few for a group of its own, or so many that the
+        rest are the others.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         factor, cosine = product / learned, product / np.sqrt(labelled * learned)
-    alike = np.isfinite(factor) & (np.abs(cosine) > ALIKE)
+    known = np.isfinite(factor)
+    alike = known & (np.abs(cosine) > ALIKE)
     size = np.abs(np.log(np.abs(factor, where=alike, out=np.ones_like(factor))))
     groups = [
-        alike & (size > np.log(OTHER_UNIT)) & (factor > 1),
-        alike & (size > np.log(OTHER_UNIT)) & (factor > 0) & (factor < 1),
-        alike & (size < np.log(OTHER_UNIT)) & (factor < 0),
+        (alike & (size > np.log(OTHER_UNIT)) & (factor > 1), n_beyond),
+        (alike & (size > np.log(OTHER_UNIT)) & (factor > 0) & (factor < 1), 0),
+        (alike & (size < np.log(OTHER_UNIT)) & (factor < 0), 0),
     ]
-    for group in groups:
+    for group, n_more in groups:
         if group.any():
             typical = float(np.median(factor[group]))
             close = group & (np.abs(np.log(np.abs(factor / typical), where=group, out=size.copy())) < np.log(SPREAD))
-            if close.sum() >= max(FEWEST, GROUP * len(factor)) and close.sum() > 0.5 * group.sum():
+            n_close = int(close.sum())
+            enough = n_close + min(n_more, n_close) >= max(FEWEST, GROUP * len(factor))
+            if enough and 0.5 * group.sum() < n_close < 0.5 * known.sum():
                 return np.flatnonzero(close), typical
     return None
+
+
+def warn_of_other_scale(name: str, sums: np.ndarray, frames: Sequence[int], n_beyond: int = 0) -> None:
+    """Log which labels have forces or stresses of another unit or sign than the rest.
+
+    Parameters
+    ----------
+    name
+        What is compared, for the message.
+    sums
+        The arrays of `other_scale`, shape (3, n_labels).
+    frames
+        Frame of each label in what was read.
+    n_beyond
+        Further labels that were set aside because theirs is too large.
+    """
+    labelled, learned, product = sums
+    if (group := other_scale(labelled, learned, product, n_beyond)) is not None:
+        numbers, factor = group
+        logger.warning(
+            "the %s of %d of %d labels (frames %s) are about %.3g times what the potential makes of them: "
+            "do all have the same units and sign?",
+            name,
+            len(numbers),
+            len(frames),
+            first_frames(numbers, frames),
+            factor,
+        )
+
+
+def first_frames(numbers: np.ndarray, frames: Sequence[int]) -> str:
+    """Name the first five frames of a group of labels."""
+    return ", ".join(str(frames[number]) for number in numbers[:5]) + (", ..." if len(numbers) > 5 else "")

@@ -10,6 +10,8 @@ from ase.io import write
 
 from acnn import checkpoint
 from acnn.cli import main
+from acnn.config import ModelConfig
+from acnn.nn.potential import Potential
 
 CONFIG = """
 model: {n_radial: 5, channels: 3, mixed_channels: 3, hidden: [6], members: 2}
@@ -40,10 +42,23 @@ def test_train_then_evaluate(data, config, tmp_path, capsys):
     assert checkpoint.load(model).elements == ("Cu", "Au")
     assert main(["evaluate", str(model), str(data), "--json"]) == 0
     metrics = json.loads(capsys.readouterr().out)
-    assert metrics["n_structures"] == 40
+    assert (metrics["n_structures"], metrics["n_with_forces"], metrics["n_with_stress"]) == (40, 40, 40)
     assert metrics["stress_mae_gpa"] > 0
     assert main(["evaluate", str(model), str(data)]) == 0
     assert "meV/atom" in capsys.readouterr().out
+
+
+def test_what_labels_lack_is_told(config, tmp_path, alloys, capsys):
+    text = tmp_path / "train.extxyz"
+    write(text, alloys)
+    text.write_text(text.read_text().replace("stress=", "virial="))
+    arguments = ["train", str(text), "--out", str(tmp_path / "a.acnn"), "--config", str(config)]
+    assert main(arguments) == 0
+    told = "lacking: 40 x stress (there is a virial, which is not read: give the stress in eV/Å^3)\n"
+    assert told in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "a.acnn"), str(text), "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert (metrics["n_with_forces"], metrics["n_with_stress"]) == (40, 0)
 
 
 def test_previous_and_max_time(data, config, tmp_path):
@@ -78,12 +93,15 @@ def test_wrong_data_and_models_are_named(data, tmp_path, capsys):
     assert "none.extxyz: no such file" in capsys.readouterr().err
     (tmp_path / "broken.extxyz").write_text("not a structure")
     assert main(["train", str(tmp_path / "broken.extxyz"), *out]) == 1
-    assert "broken.extxyz: cannot be read" in capsys.readouterr().err
+    assert "broken.extxyz: line 1: expected the number of atoms" in capsys.readouterr().err
     write(tmp_path / "bare.extxyz", Atoms("Cu", cell=3 * np.eye(3), pbc=True))
     assert main(["train", str(tmp_path / "bare.extxyz"), *out]) == 1
     assert "bare.extxyz: frame 0: expected a calculator with an energy" in capsys.readouterr().err
     assert main(["evaluate", str(data), str(data)]) == 1
     assert "not a potential" in capsys.readouterr().err
+    checkpoint.save(Potential(ModelConfig(n_radial=5, channels=3, hidden=(6,)), ["Cu"], seed=0), tmp_path / "b.acnn")
+    assert main(["evaluate", str(tmp_path / "b.acnn"), str(tmp_path / "none.extxyz")]) == 1
+    assert capsys.readouterr().err == f"acnn evaluate: {tmp_path / 'none.extxyz'}: no such file\n"
     assert main(["train", str(data), "--out", str(tmp_path / "no" / "a.acnn")]) == 2
     assert "does not exist" in capsys.readouterr().err
 

@@ -23,6 +23,7 @@ from acnn.train.loop import _digests, _Run
 from acnn.train.loss import RobustLoss, Weights, doubted, random_mixture, residuals
 from acnn.train.metrics import calibration_factors
 from acnn.train.split import family_blocks, ownership, split_families
+from acnn.train.units import other_scale
 
 SHAPE = {"n_radial": 6, "channels": 4, "mixed_channels": 4, "hidden": (16,), "l_max": 3, "members": 2}
 MODEL = ModelConfig(**SHAPE)
@@ -225,8 +226,9 @@ def test_mixed_units_are_noticed(alloys, caplog):
 
     read_labels([moved(number, 1.0) for number in range(40)], QUICK)
     assert "units" not in caplog.text
-    read_labels([moved(number, 1 / Hartree if number % 4 == 0 else 1.0) for number in range(40)], QUICK)
-    assert "10 labels lie" in caplog.text
+    mixed = [moved(number, 1 / Hartree if number % 4 == 0 else 1.0) for number in range(40)]
+    read_labels([wild(np.nan), *mixed], QUICK)
+    assert "10 labels (frames 1, 5, 9, 13, 17, ...) lie" in caplog.text
     assert "do all have the same units (eV) and settings?" in caplog.text
 
 
@@ -252,6 +254,7 @@ def shaken(factors: dict[str, float]) -> list[Atoms]:
 
 OTHER_UNITS = {
     "hartree": ({"forces": Bohr / Hartree}, r"the forces of 1\d of 60 labels \(frames .*\) are about 0.0\d+ times"),
+    "bohr": ({"forces": Hartree / Bohr}, r"the forces of [4-7] of 50 labels \(frames .*\) are about 5\d.* times"),
     "sign": ({"stress": -1.0}, r"the stress of \d+ of 60 labels \(frames 0, .*\) are about -[01].\d+ times"),
     "GPa": ({"stress": 1 / GPa}, r"the stress of \d+ of \d+ labels \(frames .*\) are about 1\d\d times"),
 }
@@ -265,10 +268,60 @@ def test_forces_and_stresses_in_other_units_are_noticed(caplog, name):
     assert re.search(words, caplog.text), caplog.text
 
 
+@pytest.mark.parametrize(("name", "factor"), [("forces", Hartree / Bohr), ("forces", -1.0), ("stress", 1 / GPa)])
+def test_an_evaluation_notices_other_units(caplog, name, factor):
+    potential, frames = Potential(MODEL, ["Cu", "Au"], seed=0), shaken({})
+    found = predict(potential, frames)
+    for number, atoms in enumerate(frames):
+        results = {"energy": found.energies[number], "forces": found.forces[number], "stress": found.stresses[number]}
+        if number % 4 == 0:
+            results[name] = results[name] * factor
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    evaluate(potential, [wild(np.nan), *frames])
+    words = f"the {name} of 15 of 60 labels (frames 1, 5, 9, 13, 17, ...) are about {factor:.3g} times"
+    assert words in caplog.text
+    caplog.clear()
+    evaluate(potential, [atoms for number, atoms in enumerate(frames) if number % 4])
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("factor", "n_other", "n_silent", "n_beyond", "noticed"),
+    [
+        (51.0, 8, 0, 0, True),
+        (51.0, 7, 0, 0, False),
+        (51.0, 7, 0, 7, True),
+        (51.0, 3, 0, 100, False),
+        (0.02, 7, 0, 7, False),
+        (51.0, 19, 0, 0, True),
+        (51.0, 20, 0, 0, False),
+        (51.0, 12, 28, 0, False),
+        (-1.0, 40, 0, 0, False),
+    ],
+)
+def test_other_units_are_those_of_a_group_smaller_than_the_rest(factor, n_other, n_silent, n_beyond, noticed):
+    factors = np.ones(40)
+    factors[:n_other] = factor
+    factors[40 - n_silent :] = np.nan
+    found = other_scale(factors**2, np.ones(40), factors, n_beyond)
+    assert (found is not None) == noticed
+    if found is not None:
+        assert found[0].tolist() == list(range(n_other))
+        assert found[1] == pytest.approx(factor)
+
+
 @pytest.mark.parametrize("n_steps", [5, 250])
 def test_labels_of_one_unit_are_left_in_peace(caplog, n_steps):
     train(shaken({}), model=MODEL, settings=TrainConfig(max_steps=n_steps), seed=0)
     assert "units" not in caplog.text
+
+
+@pytest.mark.parametrize(("edge", "usable"), [(0.4, False), (0.75, False), (0.85, True)])
+def test_cells_without_room_are_set_aside(edge, usable):
+    dense = Atoms("H", cell=edge * np.eye(3), pbc=True)
+    dense.calc = SinglePointCalculator(dense, energy=1.0)
+    found = read_labels([dense, wild(1.0)], QUICK)
+    assert found.dropped == ({} if usable else {"flat or empty cell": 1})
 
 
 @pytest.mark.parametrize("distance", [0.0, 0.05])
@@ -328,6 +381,35 @@ def test_labels_without_forces_or_stress_are_learned(alloys):
     assert evaluate(result.potential, frames).stress_mae_gpa is None
 
 
+def test_what_labels_lack_is_counted(alloys, caplog):
+    caplog.set_level("INFO", "acnn")
+    frames = [atoms.copy() for atoms in alloys]
+    for atoms, known in zip(frames, alloys, strict=True):
+        atoms.calc = SinglePointCalculator(atoms, energy=known.get_potential_energy())
+    for atoms in frames[:3]:
+        atoms.calc.results["stress"] = np.zeros(6)
+    frames[0].pbc = False
+    frames[4].info["virial"] = frames[1].info["virial"] = np.zeros((3, 3))
+    bad = [wild(np.nan), wild(1.0, forces=np.full((1, 3), 80.0)), wild(1.0, stress=np.full(6, 1e3))]
+    found = read_labels([*frames, *bad], QUICK)
+    expected = {
+        "forces": 40,
+        "stress": 36,
+        "stress (there is one, which is not used: not periodic in all directions)": 1,
+        "stress (there is a virial, which is not read: give the stress in eV/Å^3)": 1,
+    }
+    assert found.lacking == expected
+    assert found.beyond == {"forces": 1, "stress": 1}
+    assert ("WARNING", "40 of 40 labels lack forces") in [(r.levelname, r.message) for r in caplog.records]
+    assert ("INFO", "36 of 40 labels lack stress") in [(r.levelname, r.message) for r in caplog.records]
+    caplog.clear()
+    assert read_labels([*frames, alloys[0]], QUICK).lacking["forces"] == 40
+    assert "WARNING" not in [record.levelname for record in caplog.records]
+    result = train(frames, model=MODEL, settings=TrainConfig(max_steps=1), seed=0)
+    assert result.lacking == expected
+    assert result.potential.metadata["trainings"][-1]["lacking"] == expected
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_very_few_labels(alloys, n):
     result = train(alloys[:n], model=MODEL, settings=QUICK, seed=0)
@@ -346,6 +428,22 @@ def test_frames_that_cannot_be_learned_are_named(alloys):
     short.calc.results["forces"] = np.zeros((2, 3))
     with pytest.raises(DataError, match="frame 0: expected forces of shape"):
         read_labels([short], QUICK)
+
+
+@pytest.mark.parametrize("energy", ["abc", True, np.bool_(1), np.zeros(2), [1.0]])
+def test_an_energy_is_one_number(alloys, energy):
+    with pytest.raises(DataError, match="frame 1: expected an energy as one number, got "):
+        read_labels([alloys[0], wild(energy)], QUICK)
+    same = [wild(value) for value in (1, np.float32(1.0), np.array(1.0), np.array([1.0]))]
+    assert [label.energy for label in read_labels(same, QUICK).labels] == 4 * [1.0]
+
+
+@pytest.mark.parametrize("z", [-1, 0, 119, 120])
+def test_atomic_numbers_are_those_of_elements(alloys, z):
+    odd = wild(1.0)
+    odd.numbers[0] = z
+    with pytest.raises(DataError, match=f"frame 1: expected atomic numbers from 1 to 118, got {z}"):
+        read_labels([alloys[0], odd], QUICK)
 
 
 def test_all_weights_zero_is_refused(alloys):

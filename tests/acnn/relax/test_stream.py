@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 import torch
 from analytic import Morse, random_crystals
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
 from acnn import checkpoint
@@ -19,7 +20,12 @@ from acnn.relax import relaxer, stream
 from acnn.relax.stream import relax_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from ase import Atoms
+
+    from acnn.relax.result import Relaxed
 
 
 def test_a_file_becomes_a_file_of_relaxed_structures(tmp_path: Path):
@@ -90,19 +96,6 @@ def test_a_command_without_terminal_tells_its_rate(
     ]
 
 
-def test_a_file_is_read_as_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(stream, "PORTION", 2)
-    path = tmp_path / "in.extxyz"
-    frames = random_crystals(17, 5, (1, 4))
-    write(path, frames)
-    with path.open("a") as file:
-        file.write("2\nbroken\nAl 0 0\n")
-    found = stream.read_stream(path)
-    assert [next(found) for _ in frames] == read(path, index=":5")
-    with pytest.raises(DataError, match=r"structure 5 cannot be read"):
-        next(found)
-
-
 def test_structures_that_cannot_be_relaxed_are_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     frames = random_crystals(15, 5, (2, 3))
     frames[1].symbols[0] = "Si"
@@ -118,22 +111,20 @@ def test_structures_that_cannot_be_relaxed_are_data(tmp_path: Path, capsys: pyte
     assert "1  unsafe: unknown_element\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("portion", [1, 2, 64])
-def test_blank_lines_between_structures_lose_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, portion: int):
-    monkeypatch.setattr(stream, "PORTION", portion)
-    frames = random_crystals(17, 4, (1, 4))
-    texts = []
+def test_what_a_file_says_of_energies_is_not_carried_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    frames = random_crystals(14, 2, (2, 3))
     for atoms in frames:
-        write(tmp_path / "one.extxyz", atoms)
-        texts.append((tmp_path / "one.extxyz").read_text())
-    path = tmp_path / "in.extxyz"
-    path.write_text("\n" + "\n \n".join(texts) + "\n\n")
-    assert [len(atoms) for atoms in stream.read_stream(path)] == [len(atoms) for atoms in frames]
-    lines = len(path.read_text().splitlines())
-    with path.open("a") as file:
-        file.write("Al 0 0 0\n")
-    with pytest.raises(DataError, match=rf"in\.extxyz: line {lines + 1}: expected the number of atoms .* got Al 0 0 0"):
-        list(stream.read_stream(path))
+        atoms.calc = SinglePointCalculator(atoms, energy=1.0)
+    write(tmp_path / "in.extxyz", frames)
+    seen = []
+
+    def watched(frames: Iterator[Atoms], *arguments: object, **options: object) -> Iterator[Relaxed]:
+        seen.extend(frames)
+        return relaxer.relax(iter(seen), *arguments, **options)
+
+    monkeypatch.setattr(stream, "relax", watched)
+    relax_file(tmp_path / "in.extxyz", tmp_path / "out.extxyz", Morse(), RelaxConfig(), pressure_gpa=0.0)
+    assert [atoms.calc for atoms in seen] == [None, None]
 
 
 @pytest.mark.parametrize("taken", ["out.extxyz", "out.extxyz.partial"])
