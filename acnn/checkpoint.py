@@ -45,7 +45,7 @@ def dumps(potential: Potential) -> bytes:
         "metadata": potential.metadata,
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in potential.state_dict().items()}
-    header["hash"] = _hash(header, tensors)
+    header["hash"] = content_hash(header, tensors)
     text = json.dumps(header, sort_keys=True, allow_nan=False)
     return bytes(safetensors.torch.save(tensors, metadata={FORMAT: text}))
 
@@ -78,19 +78,32 @@ def loads(data: bytes) -> Potential:
         if header["version"] == 1:  # one factor calibrated energies and forces alike
             tensors["calibration"] = tensors["calibration"].expand(2)
         potential.load_state_dict(tensors)
+        potential.metadata = dict(header.get("metadata", {}))
     except ModelError:
         raise
     except (SafetensorError, ValidationError, KeyError, TypeError, ValueError, RuntimeError) as exc:
         raise ModelError(f"the model is damaged: its content does not fit its header ({type(exc).__name__})") from exc
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise ModelError("the model is damaged: it holds numbers that are not finite")
-    potential.metadata = dict(header.get("metadata", {}))
     return potential.eval()
 
 
-def _hash(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
-    """Compute what changes with any bit of the header or of the tensors."""
-    digest = hashlib.blake2b(json.dumps(header, sort_keys=True, allow_nan=False).encode(), digest_size=16)
+def content_hash(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
+    """Compute what changes with any bit of a header or of tensors.
+
+    Parameters
+    ----------
+    header
+        Anything that JSON can hold.
+    tensors
+        By name, on the CPU.
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().tobytes())
@@ -100,7 +113,7 @@ def _hash(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
 def _check_hash(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Refuse content that is not what was written."""
     rest = {key: value for key, value in header.items() if key != "hash"}
-    if header["hash"] != _hash(rest, tensors):
+    if header["hash"] != content_hash(rest, tensors):
         raise ModelError("the model is damaged: its content is not what was written (the hash differs); copy it again")
 
 
@@ -131,7 +144,7 @@ def read_header(data: bytes) -> dict[str, Any]:
         outer = json.loads(data[8 : 8 + length])
         header: dict[str, Any] = json.loads(outer["__metadata__"][FORMAT])
         version = int(header["version"])
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
         raise ModelError("not a potential: expected a safetensors file written by acnn") from exc
     if version > VERSION:
         written_by = header.get("written_by", "unknown")

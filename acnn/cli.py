@@ -7,19 +7,18 @@ import logging
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from acnn.errors import AcnnError, ConfigError, DataError, ModelError
+from acnn.errors import AcnnError, ConfigError, DataError, ModelError, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
-    from pydantic import BaseModel
 
     from acnn.relax.interface import PotentialLike
 
-Kind = TypeVar("Kind", bound="BaseModel")
+MOST_THREADS = 1024
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -83,22 +82,21 @@ def _add_relax(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the clas
 def _train(args: argparse.Namespace) -> None:
     """Fit a potential and save it with its history."""
     from acnn import checkpoint
+    from acnn.config import ModelConfig, TrainConfig
     from acnn.read import read_frames
+    from acnn.settings import read_config, section
     from acnn.train import history_csv, train
 
-    table = args.metrics or args.out.with_suffix(".csv")
-    for option, path in (("--out", args.out), ("--metrics", table)):
-        if not path.resolve().parent.is_dir():
-            raise ConfigError(f"{option}: the folder of {path} does not exist")
-    if table.resolve() == args.out.resolve():
-        raise ConfigError(f"--out: {args.out} is also the table of the errors; choose another ending, or --metrics")
+    table = _outputs(args)
     if not 0 <= args.seed < 2**63:
         raise ConfigError(f"--seed: must be from 0 to 2^63 - 1, got {args.seed}")
-    model, settings = read_config(args.config)
-    if args.max_time is not None:
-        settings = _section("train", type(settings), {**settings.model_dump(), "max_time": args.max_time})
+    sections = read_config(args.config)
+    settings = section("train", TrainConfig, sections, args.config, {"max_time": args.max_time})
     _set_threads(args.threads)
     previous = checkpoint.load(args.previous) if args.previous else None
+    model = section("model", ModelConfig, sections, args.config)
+    if previous is not None and "model" not in sections:
+        model = previous.config
     frames = read_frames(args.data)
     try:
         result = train(
@@ -110,16 +108,19 @@ def _train(args: argparse.Namespace) -> None:
             work_dir=args.work_dir,
             label_fingerprint=previous.metadata.get("label_fingerprint", "") if previous else "",
         )
+    except StateError:
+        raise
     except (DataError, ModelError) as exc:
         raise type(exc)(f"{args.data}: {exc}") from exc
     checkpoint.save(result.potential, args.out)
     table.write_text(history_csv(result.history))
+    force = result.errors.get("force_mae_ev_per_a")
     kind = "held-out" if result.n_held_out else "nothing is held out; of learned labels,"
     sys.stdout.write(
         f"{args.out}: {result.n_train} labels learned, {result.n_held_out} held out, "
         f"{sum(result.dropped.values())} set aside, {result.seconds:.0f} s\n"
         f"{kind} mean absolute errors: {1e3 * result.errors['energy_mae_ev_per_atom']:.2f} meV/atom, "
-        f"{result.errors['force_mae_ev_per_a']:.4f} eV/Å\n"
+        f"{'-' if force is None else format(force, '.4f')} eV/Å\n"
     )
     for reason, count in sorted(result.dropped.items()):
         sys.stdout.write(f"set aside: {count} x {reason}\n")
@@ -127,6 +128,33 @@ def _train(args: argparse.Namespace) -> None:
         sys.stdout.write(f"lacking: {count} x {what}\n")
     for reason, count in sorted(result.doubted.items()):
         sys.stdout.write(f"counting less: {count} x {reason}\n")
+
+
+def _outputs(args: argparse.Namespace) -> Path:
+    """Check that the model and the table of errors can be written and overwrite nothing else; give the table."""
+    if args.out.is_dir() or not args.out.name:
+        raise ConfigError(f"--out: expected a file to write to, {args.out} is a folder")
+    table: Path = args.metrics or args.out.with_suffix(".csv")
+    inputs = {path.resolve() for path in (args.data, args.config, args.previous) if path is not None}
+    for option, path in (("--out", args.out), ("--metrics", table)):
+        if path.resolve() in inputs:
+            raise ConfigError(f"{option}: {path} is read by this command and would be overwritten; choose another name")
+        if not path.resolve().parent.is_dir():
+            raise ConfigError(f"{option}: the folder of {path} does not exist")
+        if path.is_dir():
+            raise ConfigError(f"{option}: expected a file to write to, {path} is a folder")
+    if table.resolve() == args.out.resolve():
+        raise ConfigError(f"--out: {args.out} is also the table of the errors; choose another ending, or --metrics")
+    if args.metrics is None and table.exists() and not table.read_bytes().startswith(b"step,"):
+        raise ConfigError(f"--metrics: {table} exists and is no table of errors; say where the table is to go")
+    for path in (args.out, table):
+        trial = path.with_name(path.name + ".partial")
+        try:
+            trial.touch()
+            trial.unlink()
+        except OSError as exc:
+            raise ConfigError(f"{path}: cannot be written: {exc.strerror}") from exc
+    return table
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -158,11 +186,10 @@ def _relax(args: argparse.Namespace) -> None:
     from acnn.config import RelaxConfig
     from acnn.device import choose_device
     from acnn.relax.stream import relax_file
+    from acnn.settings import read_config, section
 
-    content = _parsed(args.config) if args.config is not None else {}
-    asked = {name: getattr(args, name) for name in ("fmax", "workers", "device")}
-    given = {name: value for name, value in asked.items() if value is not None}
-    settings = _section("relax", RelaxConfig, {**(content.get("relax") or {}), **given})
+    given = {name: getattr(args, name) for name in ("fmax", "workers", "device")}
+    settings = section("relax", RelaxConfig, read_config(args.config), args.config, given)
     _set_threads(1)
     potential = _load_potential(args.model, choose_device(settings.device))
     if not sys.stderr.isatty():  # a batch job: lines with the rate in place of a bar
@@ -196,75 +223,9 @@ def _set_threads(threads: int | None) -> None:
     import torch
 
     if threads is not None:
-        if threads < 1:
-            raise ConfigError(f"--threads: must be at least 1, got {threads}")
+        if not 1 <= threads <= MOST_THREADS:
+            raise ConfigError(f"--threads: must be from 1 to {MOST_THREADS}, got {threads}")
         torch.set_num_threads(threads)
-
-
-def read_config(path: Path | None) -> tuple[Any, Any]:
-    """Read model and training settings.
-
-    Parameters
-    ----------
-    path
-        YAML or JSON with the optional sections ``model`` and ``train``; None: all defaults.
-
-    Returns
-    -------
-    tuple
-        A ModelConfig and a TrainConfig.
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read or a key is wrong; names the key and the nearest valid one.
-    """
-    from acnn.config import ModelConfig, TrainConfig
-
-    sections: dict[str, type[BaseModel]] = {"model": ModelConfig, "train": TrainConfig}
-    content = _parsed(path) if path is not None else {}
-    for key in content:
-        if key not in sections:
-            raise ConfigError(f"{path}: {key}: unknown section{_nearest(key, list(sections))}; expected model, train")
-    return tuple(_section(name, kind, content.get(name) or {}) for name, kind in sections.items())  # type: ignore[return-value]
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    """Parse YAML, of which JSON is a part."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as exc:
-        raise ConfigError(f"{path}: cannot be read: {exc}") from exc
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected the sections model and train, got {type(content).__name__}")
-    return content
-
-
-def _section(name: str, kind: type[Kind], values: Any) -> Kind:  # noqa: ANN401 - whatever the file holds
-    """Check one section."""
-    from pydantic import ValidationError
-
-    try:
-        return kind.model_validate(values)
-    except ValidationError as exc:
-        error = exc.errors()[0]
-        key = ".".join(str(part) for part in error["loc"])
-        if error["type"] == "extra_forbidden":
-            hint = _nearest(key, list(kind.model_fields))
-            raise ConfigError(f"{name}.{key}: unknown option{hint}") from exc
-        raise ConfigError(f"{name}.{key}: {error['msg']}, got {error['input']!r}") from exc
-
-
-def _nearest(key: str, valid: list[str]) -> str:
-    """Suggest a valid key."""
-    import difflib
-
-    found = difflib.get_close_matches(key, valid, n=1)
-    return f"; did you mean {found[0]}?" if found else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -289,6 +250,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stderr.write(traceback.format_exc())
         sys.stderr.write(f"acnn {args.command}: {exc}\n")
         return 2 if isinstance(exc, ConfigError) else 1
+    except OSError as exc:  # a disk that is full, a file that has gone
+        sys.stderr.write(f"acnn {args.command}: {exc.filename or 'a file'}: {exc.strerror or exc}\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write(f"acnn {args.command}: interrupted\n")
         return 130

@@ -17,5 +17,9 @@ class ModelError(AcnnError, RuntimeError):
     """A model does not fit: too new, wrong elements, damaged file."""
 
 
+class StateError(ModelError):
+    """What a killed training left is damaged or another's; the message names the file."""
+
+
 class NumericalError(AcnnError, ArithmeticError):
     """A whole calculation went to not-a-number or exploded."""

@@ -139,8 +139,9 @@ def load(place: str, device: torch.device) -> TorchSimPotential:
     module, _, name = place.partition(":")
     try:
         factory = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        model = factory(device=device)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"torchsim:{place}: expected torchsim:MODULE:FUNCTION that can be imported: {error}"
+            f"torchsim:{place}: expected torchsim:MODULE:FUNCTION that can be imported and called with device=: {error}"
         ) from error
-    return TorchSimPotential(factory(device=device))
+    return TorchSimPotential(model)

@@ -19,7 +19,7 @@ from acnn.nn.potential import Potential
 from acnn.train.dataset import Dataset
 from acnn.train.labels import Label, LabelSet, check_elements, read_labels
 from acnn.train.loss import RobustLoss, Weights, doubted, energy_trust, random_mixture, residuals
-from acnn.train.metrics import calibration_factors, measure, warn_of_other_units
+from acnn.train.metrics import calibration_factors, measure, thinned, warn_of_other_units
 from acnn.train.optimizer import Soap
 from acnn.train.prepare import set_onsets, set_references, set_whitening
 from acnn.train.restart import RunState, fingerprint, load_state, save_state
@@ -65,7 +65,7 @@ class TrainResult:
         Labels held out.
     errors
         Mean absolute errors of the kept weights on the labels held out, or on the first ones learned if there are
-        none; units are in the names.
+        none; units are in the names; without what no label holds.
     seconds
         Time spent, over all restarts.
     """
@@ -161,7 +161,7 @@ class _Run:
     def __init__(self, found: LabelSet, potential: Potential, settings: TrainConfig, seed: int, *, warm: bool) -> None:
         self.settings, self.potential, self.warm, self.dropped = settings, potential, warm, found.dropped
         self.lacking, self.beyond = found.lacking, found.beyond
-        self.start = fingerprint(potential, seed)
+        self.start, self.seed = fingerprint(potential, seed), seed
         rng = np.random.default_rng(seed)
         self.labels: list[Label] = found.labels
         self.seen = _digests(potential.metadata.get("learned", ""))
@@ -289,6 +289,8 @@ class _Run:
     def _evaluate(self, bar: Any) -> None:  # noqa: ANN401 - tqdm is generic
         """Measure the averaged weights on the held-out part, keep the best ones, count the patience."""
         state = self.state
+        if state.history and state.history[-1]["step"] == state.step:  # the last step, or a finished run read back
+            return
         self._swap()
         record = measure(self.potential, self.data, self._judges(), self.settings.batch_atoms)
         record = {"step": float(state.step), "seconds": round(state.seconds, 3), "loss": state.loss, **record}
@@ -304,7 +306,7 @@ class _Run:
         bar.set_postfix(
             {
                 "E meV/atom": f"{1e3 * record['energy_mae_ev_per_atom']:.2f}",
-                "F eV/Å": f"{record['force_mae_ev_per_a']:.3f}",
+                "F eV/Å": f"{record.get('force_mae_ev_per_a', math.nan):.3f}",
             }
         )
 
@@ -330,6 +332,7 @@ class _Run:
             "n_held_out": len(self.held),
             "dropped": dict(self.dropped),
             "lacking": dict(self.lacking),
+            "seed": self.seed,
             "steps": state.step,
             "warm": self.warm,
             "counting_less": dict(self.doubted),
@@ -342,6 +345,7 @@ class _Run:
             "learned": "".join(f"{digest:016x}" for digest in sorted(learned)),
             "learned_elements": sorted(self.learned | present),
             "trainings": [*potential.metadata.get("trainings", []), summary],
+            "history": thinned(state.history),
         }
         logger.info("trained on %d labels in %.1f s, %d steps", len(self.kept), state.seconds, state.step)
         return TrainResult(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 FEWEST_TO_CALIBRATE = 8  # held-out labels
 NORMAL_MEDIAN = 0.6745  # of |x| for a standard normal x
 VECTOR_MEDIAN = 0.8880  # of |x| for a normal vector of three components with a variance of one in all
+COLUMNS = ("step", "seconds", "loss", "energy_mae_ev_per_atom", "force_mae_ev_per_a", "virial_mae_ev_per_atom")
+MOST_RECORDS = 200  # evaluations that a checkpoint keeps
 
 
 def measure(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atoms: int) -> dict[str, float]:
@@ -40,7 +42,8 @@ def measure(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atom
     Returns
     -------
     dict
-        Errors in eV/atom, eV/Å and eV/atom (virial), and the ``score`` that early stopping minimises.
+        Errors in eV/atom, eV/Å and eV/atom (virial) of what the labels hold, and the ``score`` that early stopping
+        minimises.
     """
     sums: defaultdict[str, float] = defaultdict(float)
     counts: Counter[str] = Counter()
@@ -56,8 +59,8 @@ def measure(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atom
         for name, (misfit, known) in parts.items():
             sums[name] += float(misfit[known].abs().sum()) * unit
             counts[name] += int(known.sum())
-    errors = {name: sums[name] / max(1, counts[name]) for name in sums}
-    errors["score"] = (errors["force_mae_ev_per_a"] + 5.0 * errors["energy_mae_ev_per_atom"]) / unit
+    errors = {name: sums[name] / counts[name] for name in sums if counts[name]}
+    errors["score"] = (errors.get("force_mae_ev_per_a", 0.0) + 5.0 * errors["energy_mae_ev_per_atom"]) / unit
     return errors
 
 
@@ -175,7 +178,28 @@ def history_csv(history: Sequence[dict[str, float]]) -> str:
     """
     if not history:
         return ""
-    names = list(history[0])
+    names = [name for name in COLUMNS if name in history[0]]
     lines = [",".join(names)]
     lines += [",".join(f"{record[name]:.8g}" for name in names) for record in history]
     return "\n".join(lines) + "\n"
+
+
+def thinned(history: Sequence[dict[str, float]]) -> dict[str, list[float | None]]:
+    """Give the errors of a training as columns for a checkpoint: the same for the same training, however long it took.
+
+    Parameters
+    ----------
+    history
+        One record per evaluation, all with the same keys.
+
+    Returns
+    -------
+    dict
+        By name without the seconds, six digits, None for what is not finite; of a long training every few evaluations,
+        counted from the last.
+    """
+    every = -(-len(history) // MOST_RECORDS) or 1
+    kept = history[::-1][::every][::-1]
+    names = [name for name in COLUMNS if history and name in history[0] and name != "seconds"]
+    numbers = {name: [record[name] for record in kept] for name in names}
+    return {name: [float(f"{x:.6g}") if np.isfinite(x) else None for x in column] for name, column in numbers.items()}

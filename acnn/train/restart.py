@@ -8,11 +8,13 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from acnn.errors import ModelError
+from acnn.checkpoint import content_hash
+from acnn.errors import StateError
 from acnn.keep import aiding
 
 if TYPE_CHECKING:
@@ -66,14 +68,17 @@ class RunState:
 
 def identity(run: Any) -> dict[str, Any]:  # noqa: ANN401 - the loop's own class, which imports this module
     """Say what a state belongs to: settings, labels, shape, seed and the weights that it started from."""
-    digest = 0
+    digest = hashlib.blake2b(digest_size=16)
     for label in run.labels:
-        digest = (digest * 1000003 + label.digest) % (1 << 61)
+        digest.update(f"{label.digest} {label.family} {label.forces is None} {label.stress is None}".encode())
+        for array in (label.forces, label.stress):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).tobytes())
     return {
         "settings": run.settings.model_dump(mode="json"),
         "model": run.potential.config.model_dump(mode="json"),
         "elements": list(run.potential.elements),
-        "labels": digest,
+        "labels": digest.hexdigest(),
         "start": run.start,
     }
 
@@ -121,6 +126,7 @@ def save_state(folder: Path, run: Any) -> None:  # noqa: ANN401
     head |= {"identity": identity(run), "best_score": state.best_score if math.isfinite(state.best_score) else None}
     head |= {"optimizer_steps": run.optimizer.steps}
     tensors = {key: value.contiguous() for key, value in tensors.items()}
+    head["hash"] = content_hash(head, tensors)
     data = safetensors.torch.save(tensors, metadata={KEY: json.dumps(head, sort_keys=True)})
     partial = folder / (FILE_NAME + ".partial")
     with aiding(folder):
@@ -146,21 +152,28 @@ def load_state(folder: Path, run: Any) -> bool:  # noqa: ANN401
 
     Raises
     ------
-    ModelError
-        If the state is damaged or belongs to another training.
+    StateError
+        If the state is damaged or belongs to another training; names the file.
     """
     path = folder / FILE_NAME
     if not path.exists():
         return False
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as exc:
+        raise StateError(f"{path}: cannot be read: {exc.strerror}") from exc
     try:
         size = int.from_bytes(data[:8], "little")
         head = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][KEY])
         tensors = safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError) as exc:
-        raise ModelError(f"{path}: damaged; delete it to start again") from exc
-    if head["identity"] != identity(run):
-        raise ModelError(
+        intact = head.pop("hash") == content_hash(head, tensors)
+        same = head["identity"] == identity(run)
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise StateError(f"{path}: damaged; delete it to start again") from exc
+    if not intact:
+        raise StateError(f"{path}: damaged (its content is not what was written); delete it to start again")
+    if not same:
+        raise StateError(
             f"{path}: belongs to another training (settings, labels, seed or start); delete it or choose another folder"
         )
     _restore(run, head, tensors)

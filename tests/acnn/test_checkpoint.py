@@ -78,6 +78,20 @@ def test_newer_version_is_refused():
         checkpoint.loads(with_header(version=99, written_by="9.9"))
 
 
+@pytest.mark.parametrize("metadata", [None, [1], "text"])
+def test_metadata_of_no_kind_is_refused(metadata):
+    header = {"version": 2, "config": SMALL.model_dump(mode="json"), "elements": ["Mg"], "metadata": metadata}
+    tensors = dict(Potential(SMALL, ["Mg"]).state_dict())
+    with pytest.raises(ModelError, match="damaged"):
+        checkpoint.loads(safetensors.torch.save(tensors, metadata={checkpoint.FORMAT: json.dumps(header)}))
+
+
+@pytest.mark.parametrize("text", ['{"version": Infinity}', "[" * 100_000], ids=["infinity", "nested"])
+def test_headers_that_no_parser_survives_are_refused(text):
+    with pytest.raises(ModelError, match="not a potential"):
+        checkpoint.loads(safetensors.torch.save({}, metadata={checkpoint.FORMAT: text}))
+
+
 def test_the_one_factor_of_version_1_calibrates_both_spreads(data):
     potential = checkpoint.loads(data)
     tensors = potential.state_dict() | {"calibration": torch.tensor(3.0, dtype=torch.float64)}

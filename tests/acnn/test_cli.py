@@ -1,6 +1,7 @@
 """The command line: train, evaluate, and mistakes that are explained."""
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from acnn import checkpoint
 from acnn.cli import main
 from acnn.config import ModelConfig
 from acnn.nn.potential import Potential
+from acnn.train.loop import _Run
 
 CONFIG = """
 model: {n_radial: 5, channels: 3, mixed_channels: 3, hidden: [6], members: 2}
@@ -72,18 +74,37 @@ def test_previous_and_max_time(data, config, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: {chanels: 3}", "model.chanels: unknown option; did you mean channels?"),
-        ("trian: {}", "trian: unknown section; did you mean train?"),
-        ("train: {max_steps: -1}", "train.max_steps: Input should be greater than or equal to 1, got -1"),
-        ("model: {attention_width: 5}", "attention_width: must be a multiple"),
-        ("- 1", "expected the sections model and train, got list"),
-        ("{", "cannot be read"),
+        (b"model: {chanels: 3}", "config.yaml: model.chanels: unknown option; did you mean channels?"),
+        (b"trian: {}", "config.yaml: trian: unknown section; did you mean train?"),
+        (b"1: 2", "config.yaml: 1: unknown section; expected the sections model, train, relax"),
+        (b"model: 0", "config.yaml: model: expected options and their values, got 0"),
+        (b"train: {max_steps: -1}", "train.max_steps: Input should be greater than or equal to 1, got -1"),
+        (b"model: {attention_width: 5}", "config.yaml: model: Value error, attention_width: must be a multiple"),
+        (b"- 1", "expected the sections model, train, relax, got list"),
+        (b"0", "expected the sections model, train, relax, got int"),
+        (b"{", "config.yaml: cannot be read"),
+        (b"\xff\xfe\x00", "config.yaml: cannot be read"),
     ],
-    ids=["option", "section", "value", "together", "list", "syntax"],
+    ids=["option", "section", "number", "zero", "value", "together", "list", "bare zero", "syntax", "bytes"],
 )
 def test_a_wrong_config_is_explained(data, config, tmp_path, capsys, text, message):
-    config.write_text(text)
+    config.write_bytes(text)
     assert main(["train", str(data), "--out", str(tmp_path / "a.acnn"), "--config", str(config)]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("relx: {fmax: 9}", "relx: unknown section; did you mean relax?"),
+        ("relax: [1]", "relax: expected options and their values, got [1]"),
+        ("relax: {fmax: -1}", "relax.fmax: Input should be greater than 0, got -1"),
+    ],
+)
+def test_a_wrong_config_of_relaxations_is_explained(data, config, tmp_path, capsys, text, message):
+    config.write_text(text)
+    arguments = ["--model", str(tmp_path / "a.acnn"), "--out", str(tmp_path / "b.extxyz"), "--config", str(config)]
+    assert main(["relax", str(data), *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -121,15 +142,114 @@ def test_unknown_elements_are_named(data, config, tmp_path, capsys):
     [
         (["--max-time", "-5"], "train.max_time: Input should be greater than 0, got -5.0"),
         (["--seed", "-1"], "--seed: must be from 0 to"),
-        (["--threads", "0"], "--threads: must be at least 1, got 0"),
+        (["--threads", "0"], "--threads: must be from 1 to 1024, got 0"),
+        (["--threads", "100000"], "--threads: must be from 1 to 1024, got 100000"),
+        (["--out", "."], "--out: expected a file to write to, . is a folder"),
+        (["--out", "/"], "--out: expected a file to write to, / is a folder"),
+        (["--metrics", "."], "--metrics: expected a file to write to, . is a folder"),
+        (["--out", "/proc/a.acnn"], "/proc/a.acnn: cannot be written"),
         (["--out", "a.csv"], "--out: a.csv is also the table of the errors"),
         (["--metrics", "no/a.csv"], "--metrics: the folder of no/a.csv does not exist"),
     ],
-    ids=["max-time", "seed", "threads", "out", "metrics"],
+    ids=["max-time", "seed", "no threads", "threads", "here", "root", "table here", "proc", "out", "metrics"],
 )
 def test_wrong_options_are_explained(data, tmp_path, capsys, option, message):
     assert main(["train", str(data), "--out", str(tmp_path / "a.acnn"), *option]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--out", "--metrics"])
+@pytest.mark.parametrize("name", ["train.extxyz", "config.yaml", "previous.acnn"])
+def test_nothing_that_is_read_is_overwritten(data, config, tmp_path, capsys, option, name):
+    checkpoint.save(Potential(ModelConfig(members=1), ["Cu", "Au"]), tmp_path / "previous.acnn")
+    before = (tmp_path / name).read_bytes()
+    outputs = {"--out": str(tmp_path / "a.acnn"), "--metrics": str(tmp_path / "a.csv"), option: str(tmp_path / name)}
+    arguments = ["train", str(data), "--config", str(config), "--previous", str(tmp_path / "previous.acnn")]
+    assert main([*arguments, *(word for pair in outputs.items() for word in pair)]) == 2
+    assert "is read by this command and would be overwritten" in capsys.readouterr().err
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_a_table_of_something_else_is_not_overwritten(data, config, tmp_path, capsys):
+    arguments = ["train", str(data), "--config", str(config), "--out", str(tmp_path / "a.acnn")]
+    (tmp_path / "a.csv").write_text("name,price\n")
+    assert main(arguments) == 2
+    assert "a.csv exists and is no table of errors" in capsys.readouterr().err
+    (tmp_path / "a.csv").write_text("step,seconds\n")
+    assert main(arguments) == 0
+
+
+def test_errors_that_nobody_knows_are_not_zero(config, tmp_path, alloys, capsys):
+    bare = [atoms.copy() for atoms in alloys]
+    for atoms, known in zip(bare, alloys, strict=True):
+        atoms.calc = SinglePointCalculator(atoms, energy=known.get_potential_energy())
+    write(tmp_path / "train.extxyz", bare)
+    out = tmp_path / "a.acnn"
+    assert main(["train", str(tmp_path / "train.extxyz"), "--out", str(out), "--config", str(config)]) == 0
+    assert "meV/atom, - eV/Å" in capsys.readouterr().out
+    assert (tmp_path / "a.csv").read_text().splitlines()[0] == "step,seconds,loss,energy_mae_ev_per_atom"
+    known = checkpoint.load(out).metadata
+    assert set(known["history"]) == {"step", "loss", "energy_mae_ev_per_atom"}
+    assert set(known["trainings"][0]["held_out"]) == {"energy_mae_ev_per_atom"}
+
+
+def test_a_killed_training_leaves_the_same_table_and_history(data, config, tmp_path, monkeypatch):
+    arguments = ["train", str(data), "--config", str(config), "--seed", "5"]
+    whole, again = tmp_path / "whole.acnn", tmp_path / "again.acnn"
+    assert main([*arguments, "--out", str(whole)]) == 0
+    resumed = [*arguments, "--out", str(again), "--work-dir", str(tmp_path / "work")]
+    for stop in (13, None, None):  # killed after step 13; gone on; and a finished one run again
+        with monkeypatch.context() as patch:
+            if stop is not None:
+                patch.setattr("acnn.train.loop.SAVE_SECONDS", 0.0)
+                patch.setattr("acnn.train.loop._Run._step", killed_after(stop))
+                with pytest.raises(KeyError):
+                    main(resumed)
+            else:
+                assert main(resumed) == 0
+    tables = [path.with_suffix(".csv").read_text().splitlines() for path in (whole, again)]
+    assert tables[0][0] == tables[1][0]
+    assert [line.split(",")[0] for line in tables[1]] == ["step", "10", "20"]
+    assert again.read_bytes() == whole.read_bytes()
+    known = checkpoint.load(again).metadata
+    assert known["history"]["step"] == [10.0, 20.0]
+    assert known["trainings"][0]["seed"] == 5
+
+
+def killed_after(stop: int) -> Callable[[_Run, float], None]:
+    step = _Run._step
+
+    def killed(run: _Run, progress: float) -> None:
+        if run.state.step == stop:
+            raise KeyError("killed")
+        step(run, progress)
+
+    return killed
+
+
+def test_a_state_that_is_damaged_is_named(data, config, tmp_path, capsys):
+    work = tmp_path / "work"
+    arguments = ["train", str(data), "--config", str(config), "--out", str(tmp_path / "a.acnn")]
+    assert main([*arguments, "--work-dir", str(work)]) == 0
+    capsys.readouterr()
+    state = work / "train-state.safetensors"
+    content = bytearray(state.read_bytes())
+    content[-9] ^= 1  # of the last tensor
+    state.write_bytes(content)
+    assert main([*arguments, "--work-dir", str(work)]) == 1
+    assert capsys.readouterr().err.startswith(f"acnn train: {state}: damaged")
+    state.unlink()
+    state.mkdir()
+    assert main([*arguments, "--work-dir", str(work)]) == 1
+    assert f"{state}: cannot be read" in capsys.readouterr().err
+
+
+def test_previous_gives_its_shape(data, config, tmp_path):
+    first, second = tmp_path / "a.acnn", tmp_path / "b.acnn"
+    assert main(["train", str(data), "--config", str(config), "--out", str(first)]) == 0
+    config.write_text("train: {max_steps: 2}")
+    assert main(["train", str(data), "--config", str(config), "--out", str(second), "--previous", str(first)]) == 0
+    assert checkpoint.load(second).config == checkpoint.load(first).config
 
 
 def test_empty_files_and_unknown_devices_are_explained(data, config, tmp_path, capsys):

@@ -95,6 +95,17 @@ def test_a_state_of_another_run_is_refused(alloys, tmp_path):
         train(alloys[:-1], model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path)
     with pytest.raises(ModelError, match="belongs to another training"):
         train(alloys, model=MODEL, settings=QUICK, seed=4, work_dir=tmp_path)
+    for change in ("forces", "stress", "family"):
+        other = [atoms.copy() for atoms in alloys]
+        for atoms, known in zip(other, alloys, strict=True):
+            results = dict(known.calc.results)
+            atoms.calc = SinglePointCalculator(atoms, **results)
+        if change == "family":
+            other[3].info["family"] = "another"
+        else:
+            other[3].calc.results[change] = -other[3].calc.results[change]
+        with pytest.raises(ModelError, match="belongs to another training"):
+            train(other, model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path)
     (tmp_path / "train-state.safetensors").write_bytes(b"damaged")
     with pytest.raises(ModelError, match="damaged"):
         train(alloys, model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path)

@@ -89,7 +89,7 @@ def test_the_command_takes_a_function_that_gives_a_model(tmp_path: Path, monkeyp
     assert found == pytest.approx([result.energy for result in ours], abs=1e-4)
 
 
-@pytest.mark.parametrize("place", ["mine:make", "nowhere:make", "", "torch"])
+@pytest.mark.parametrize("place", ["mine:make", "nowhere:make", "", "torch", "os:getcwd"])
 def test_a_function_that_is_not_there_is_named(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert relax_by_command(tmp_path, f"torchsim:{place}") == 2
     assert f"torchsim:{place}: expected torchsim:MODULE:FUNCTION" in capsys.readouterr().err
