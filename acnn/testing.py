@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,9 +36,9 @@ def assert_potential_contract(potential: Potential, *, seed: int = 0) -> None:
 
     Forces and stress are the derivatives of the energy; the energy does not change under translation, rotation,
     permutation, another image of an atom, another cell of the same lattice, or a supercell; energy and forces are
-    continuous when an atom passes the cutoff; a lone atom has its reference energy; a batch gives what its structures
-    give alone; one-atom, tiny and skewed cells agree with a brute-force sum; inputs are not touched; the same input
-    gives the same bits; a saved and loaded potential gives the same numbers.
+    continuous when an atom passes the cutoff; colliding atoms are pushed apart; a lone atom has its reference energy;
+    a batch gives what its structures give alone; one-atom, tiny and skewed cells agree with a brute-force sum; inputs
+    are not touched; the same input gives the same bits; a saved and loaded potential gives the same numbers.
 
     Parameters
     ----------
@@ -71,6 +72,7 @@ class _Contract:
         self.symmetries()
         self.cells()
         self.continuity()
+        self.collisions()
         self.batching()
         self.persistence()
 
@@ -176,6 +178,18 @@ class _Contract:
             allowed = max(1e-5, self.tolerance.same)  # what is smooth changes by about h; a jump would stay
             self.close("energy at the cutoff", outputs[0].energy, outputs[1].energy, allowed)
             self.close("forces at the cutoff", outputs[0].forces, outputs[1].forces, allowed)
+
+    def collisions(self) -> None:
+        """Let each pair of elements collide: both atoms are pushed back."""
+        onset = self.potential.repulsion.onset.double().cpu().numpy()
+        for i, j in combinations_with_replacement(range(len(self.potential.elements)), 2):
+            symbols = [self.potential.elements[i], self.potential.elements[j]]
+            distances = [fraction * onset[i, j] for fraction in (0.2, 0.5, 0.75)]
+            pairs = [Atoms(symbols, [[0, 0, 0], [d, 0, 0]], cell=60 * np.eye(3), pbc=True) for d in distances]
+            forces = self.compute(*pairs).forces[:, 0].cpu().view(-1, 2)
+            if not bool((forces[:, 0] < 0).all() & (forces[:, 1] > 0).all()):
+                message = f"{'-'.join(symbols)}: not pushed apart at {distances} Å, forces {forces.tolist()}"
+                raise AssertionError(f"{message} (seed {self.seed})")
 
     def batching(self) -> None:
         """Put structures of several sizes side by side; leave inputs alone; repeat to the bit."""

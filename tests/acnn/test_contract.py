@@ -7,7 +7,7 @@ from acnn.batch import Batch
 from acnn.config import ModelConfig
 from acnn.neighbors import Neighbors
 from acnn.nn.potential import Output, Potential
-from acnn.testing import assert_potential_contract
+from acnn.testing import _Contract, assert_potential_contract
 
 SMALL = {
     "n_radial": 6,
@@ -70,3 +70,11 @@ def test_a_wrong_force_is_found(monkeypatch):
     monkeypatch.setattr(made, "compute", scaled)
     with pytest.raises(AssertionError, match="forces are not"):
         assert_potential_contract(made)
+
+
+def test_atoms_that_fall_into_each_other_are_found(monkeypatch):
+    made = potential("float64", members=1)
+    monkeypatch.setattr(type(made.repulsion), "forward", lambda _, distances, *__: -(1.0 / distances).sum(-1))
+    monkeypatch.setattr("acnn.nn.potential.fused", lambda *_: None)
+    with pytest.raises(AssertionError, match="not pushed apart"):
+        _Contract(made, 0).collisions()
