@@ -117,11 +117,11 @@ class TrainMaker(StageMaker):
         metrics = errors(result.potential, frames, self.settings)
         seconds = time.perf_counter() - start
         logger.info(
-            "train %03d: %d labels, energy MAE %.1f meV/atom, force MAE %.3f eV/Å in %.1f s",
+            "train %03d: %d labels, energy MAE %.1f meV/atom, force MAE %s eV/Å in %.1f s",
             generation,
             len(frames),
             metrics["energy_mae_mev_per_atom"],
-            metrics["force_mae_ev_per_a"],
+            f"{metrics['force_mae_ev_per_a']:.3f}" if "force_mae_ev_per_a" in metrics else "-",
             seconds,
         )
         summary = TrainSummary(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from ase.build import bulk, make_supercell
+from ase.calculators.singlepoint import SinglePointCalculator
 from jobflow import run_locally
 from monty.json import MontyDecoder
 
@@ -167,6 +168,20 @@ def test_a_second_launch_of_a_training_keeps_the_model_of_the_first(labels, job_
 
     monkeypatch.setattr(makers.train, "train", overtaken)
     assert output(slower, job_store).model.sha256 == first.model.sha256
+
+
+def test_a_training_on_energies_alone_is_told(labels, job_store, monkeypatch, caplog):
+    del labels
+    frames = alloys()
+    for atoms in frames:
+        atoms.calc = SinglePointCalculator(atoms, energy=-3.0 * len(atoms))
+    monkeypatch.setattr(makers.train, "to_training_frames", lambda _: frames)
+    caplog.set_level("INFO", "makers.train")
+    model = ModelConfig(n_radial=4, channels=2)
+    maker = TrainMaker("p", settings_fingerprint(EMT), SYSTEM, 0.0, 0.05, 1, TrainConfig(max_steps=2), model)
+    nothing = LabelSummary(asked=0, statuses={}, reused=0, label_ids=[], seconds=0.0)
+    assert "force_mae_ev_per_a" not in output(maker.make(1, nothing), job_store).summary.metrics
+    assert "force MAE - eV/Å" in caplog.text
 
 
 def test_select_knows_every_end_of_a_relaxation():
