@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 VACUUM = 30.0
 """Distance between images of a structure that is not periodic, Å; larger than any cutoff in use."""
 
+SMALLEST_VOLUME = 0.3
+"""Volume of an atom below which a structure is not worth looking at, Å^3; hydrogen at a TPa has more."""
+
 FARTHEST = 1e6
 """Coordinates beyond this are no positions, Å; single precision could not tell images there apart."""
 
@@ -80,8 +83,8 @@ class Batch:
         Raises
         ------
         DataError
-            If a structure has no atoms, a singular cell, mixed periodicity, or atoms that are no element's or nowhere;
-            names its index.
+            If a structure has no atoms, a singular cell, mixed periodicity, an atomic number of no element, or an atom
+            that is too far away or at no finite place; names its index.
         """
         for index, atoms in enumerate(frames, first):
             _check_atoms(atoms, index)
@@ -98,7 +101,7 @@ class Batch:
 
 
 def _check_atoms(atoms: Atoms, index: int) -> None:
-    """Refuse what would pass without a word: an atom at NaN has no neighbours, number -1 is the last element."""
+    """Refuse what would give wrong numbers silently: an atom at NaN has no neighbours, number -1 is that of Og."""
     numbers, positions = atoms.numbers, atoms.positions
     if len(numbers) == 0:
         raise DataError(f"structure {index}: expected at least one atom, got none")

@@ -16,6 +16,7 @@ from acnn import __version__
 from acnn.config import ModelConfig
 from acnn.errors import ModelError
 from acnn.nn.potential import Potential
+from acnn.output import write_whole
 
 FORMAT = "acnn-potential"
 VERSION = 3
@@ -165,10 +166,7 @@ def save(potential: Potential, path: str | Path) -> None:
     path
         The file; its folder must exist.
     """
-    target = Path(path)
-    partial = target.with_name(target.name + ".partial")
-    partial.write_bytes(dumps(potential))
-    partial.replace(target)
+    write_whole(Path(path), dumps(potential))
 
 
 def load(path: str | Path) -> Potential:

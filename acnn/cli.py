@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from acnn.relax.interface import PotentialLike
 
 MOST_THREADS = 1024
+TORCHSIM = "torchsim:"  # how a model begins that a function makes
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,7 +43,7 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the clas
     command = commands.add_parser("train", help="fit a potential to labelled structures")
     command.add_argument("data", type=Path, help="extxyz with energies (eV), forces (eV/Å), stresses (eV/Å^3)")
     command.add_argument("--out", type=Path, required=True, help="file of the potential")
-    command.add_argument("--config", type=Path, help="YAML or JSON with the sections model and train")
+    command.add_argument("--config", type=Path, help="YAML or JSON with the sections model, train and relax")
     command.add_argument("--previous", type=Path, help="potential to start from; DATA must hold its labels too")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--max-time", type=float, help="most seconds of training")
@@ -71,7 +72,7 @@ def _add_relax(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the clas
     )
     command.add_argument("--pressure", type=float, default=0.0, help="GPa; default 0")
     command.add_argument("--out", type=Path, required=True, help="relaxed structures with their status, extxyz")
-    command.add_argument("--config", type=Path, help="YAML or JSON with the section relax")
+    command.add_argument("--config", type=Path, help="YAML or JSON with the sections model, train and relax")
     command.add_argument("--fmax", type=float, help="converged below this force, eV/Å")
     command.add_argument("--workers", type=int, help="processes; default 1")
     command.add_argument("--device", help="cpu, cuda or auto, which is the default: a GPU where there is one")
@@ -83,11 +84,15 @@ def _train(args: argparse.Namespace) -> None:
     """Fit a potential and save it with its history."""
     from acnn import checkpoint
     from acnn.config import ModelConfig, TrainConfig
+    from acnn.output import check_output, write_whole
     from acnn.read import read_frames
     from acnn.settings import read_config, section
     from acnn.train import history_csv, train
 
-    table = _outputs(args)
+    read = {"DATA": args.data, "--config": args.config, "--previous": args.previous}
+    check_output("--out", args.out, read)
+    table = _table(args)
+    check_output("--metrics", table, {**read, "--out": args.out})
     if not 0 <= args.seed < 2**63:
         raise ConfigError(f"--seed: must be from 0 to 2^63 - 1, got {args.seed}")
     sections = read_config(args.config)
@@ -113,7 +118,7 @@ def _train(args: argparse.Namespace) -> None:
     except (DataError, ModelError) as exc:
         raise type(exc)(f"{args.data}: {exc}") from exc
     checkpoint.save(result.potential, args.out)
-    table.write_text(history_csv(result.history))
+    write_whole(table, history_csv(result.history).encode())
     force = result.errors.get("force_mae_ev_per_a")
     kind = "held-out" if result.n_held_out else "nothing is held out; of learned labels,"
     sys.stdout.write(
@@ -130,30 +135,17 @@ def _train(args: argparse.Namespace) -> None:
         sys.stdout.write(f"counting less: {count} x {reason}\n")
 
 
-def _outputs(args: argparse.Namespace) -> Path:
-    """Check that the model and the table of errors can be written and overwrite nothing else; give the table."""
-    if args.out.is_dir() or not args.out.name:
-        raise ConfigError(f"--out: expected a file to write to, {args.out} is a folder")
-    table: Path = args.metrics or args.out.with_suffix(".csv")
-    inputs = {path.resolve() for path in (args.data, args.config, args.previous) if path is not None}
-    for option, path in (("--out", args.out), ("--metrics", table)):
-        if path.resolve() in inputs:
-            raise ConfigError(f"{option}: {path} is read by this command and would be overwritten; choose another name")
-        if not path.resolve().parent.is_dir():
-            raise ConfigError(f"{option}: the folder of {path} does not exist")
-        if path.is_dir():
-            raise ConfigError(f"{option}: expected a file to write to, {path} is a folder")
+def _table(args: argparse.Namespace) -> Path:
+    """Name the table of the errors: beside the model, if no other file has that name."""
+    if args.metrics is not None:
+        return Path(args.metrics)
+    table: Path = args.out.with_suffix(".csv")
     if table.resolve() == args.out.resolve():
         raise ConfigError(f"--out: {args.out} is also the table of the errors; choose another ending, or --metrics")
-    if args.metrics is None and table.exists() and not table.read_bytes().startswith(b"step,"):
-        raise ConfigError(f"--metrics: {table} exists and is no table of errors; say where the table is to go")
-    for path in (args.out, table):
-        trial = path.with_name(path.name + ".partial")
-        try:
-            trial.touch()
-            trial.unlink()
-        except OSError as exc:
-            raise ConfigError(f"{path}: cannot be written: {exc.strerror}") from exc
+    if table.is_file():
+        with table.open("rb") as file:
+            if file.read(5) not in (b"", b"step,"):
+                raise ConfigError(f"--metrics: {table} exists and is no table of errors; say where the table is to go")
     return table
 
 
@@ -185,9 +177,12 @@ def _relax(args: argparse.Namespace) -> None:
 
     from acnn.config import RelaxConfig
     from acnn.device import choose_device
+    from acnn.output import check_output
     from acnn.relax.stream import relax_file
     from acnn.settings import read_config, section
 
+    model = None if args.model.startswith(TORCHSIM) else Path(args.model)
+    check_output("--out", args.out, {"DATA": args.data, "--model": model, "--config": args.config})
     given = {name: getattr(args, name) for name in ("fmax", "workers", "device")}
     settings = section("relax", RelaxConfig, read_config(args.config), args.config, given)
     _set_threads(1)
@@ -213,8 +208,8 @@ def _load_potential(model: str, device: torch.device) -> PotentialLike:
     from acnn import checkpoint
     from acnn.relax import torchsim
 
-    if model.startswith("torchsim:"):
-        return torchsim.load(model.removeprefix("torchsim:"), device)
+    if model.startswith(TORCHSIM):
+        return torchsim.load(model.removeprefix(TORCHSIM), device)
     return checkpoint.load(Path(model)).to(device)
 
 
@@ -251,6 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"acnn {args.command}: {exc}\n")
         return 2 if isinstance(exc, ConfigError) else 1
     except OSError as exc:  # a disk that is full, a file that has gone
+        if args.debug:
+            sys.stderr.write(traceback.format_exc())
         sys.stderr.write(f"acnn {args.command}: {exc.filename or 'a file'}: {exc.strerror or exc}\n")
         return 1
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ class ModelError(AcnnError, RuntimeError):
 
 
 class StateError(ModelError):
-    """What a killed training left is damaged or another's; the message names the file."""
+    """What a killed training left is damaged or belongs to another training; the message names the file."""
 
 
 class NumericalError(AcnnError, ArithmeticError):

@@ -138,7 +138,8 @@ def evaluate(potential: Potential, frames: Sequence[Atoms], *, settings: TrainCo
     frames
         Structures with a calculator that holds what is known of them.
     settings
-        Limits beyond which labels are set aside, as in training; None: only broken labels are.
+        Limits beyond which labels are set aside, as in training; None: only broken labels are, and what looks like
+        other units is pointed out.
 
     Returns
     -------
@@ -159,7 +160,8 @@ def evaluate(potential: Potential, frames: Sequence[Atoms], *, settings: TrainCo
     result = predict(potential, [label.atoms for label in labels], spread=potential.n_members > 1)
     sizes = np.array([len(label.atoms) for label in labels])
     energy = (result.energies - np.array([label.energy for label in labels])) / sizes
-    _warn_of_other_units(result, found)
+    if settings is None:  # with the limits of a training it is one that asks, which has warned itself
+        _warn_of_other_units(result, found)
     force, stress = _differences(result, labels)
     energies = _calibration(result.energy_spreads, np.abs(energy))
     spread, length = _force_spreads(result, labels, FIXED * float(potential.calibration[1]))
@@ -197,7 +199,7 @@ def _warn_of_other_units(result: Predictions, found: LabelSet) -> None:
             (np.nan, np.nan, np.nan) if a is None else (np.vdot(a, a), np.vdot(b, b), np.vdot(a, b))
             for a, b in zip(known, predicted, strict=True)
         ]
-        warn_of_other_scale(name, np.array(sums).T, frames, found.beyond[name])
+        warn_of_other_scale(name, np.array(sums).T, frames, found.beyond[name], most=np.inf)
 
 
 def _differences(result: Predictions, labels: Sequence[Label]) -> tuple[np.ndarray, np.ndarray]:

@@ -100,8 +100,15 @@ def _portions(path: Path) -> Iterator[StringIO]:
 def _texts(path: Path, file: Iterator[str]) -> Iterator[list[str]]:
     """Give the lines of each structure of an extxyz file; lines between them may be blank, where ASE would end."""
     line = frame = 0
+    lines: list[str] = []
     for first in file:
         line += 1
+        if lines and first.startswith("VEC"):  # lattice vectors below the atoms
+            lines.append(first)
+            continue
+        if lines:
+            yield lines
+            lines = []
         if not first.strip():
             continue
         if not first.strip().isdecimal():
@@ -110,6 +117,7 @@ def _texts(path: Path, file: Iterator[str]) -> Iterator[list[str]]:
         lines = [first, *islice(file, int(first) + 1)]
         line += len(lines) - 1
         frame += 1
+    if lines:
         yield lines
 
 

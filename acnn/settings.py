@@ -51,9 +51,11 @@ def read_config(path: Path | None) -> dict[str, dict[str, Any]]:
     for key, values in content.items():
         if key not in SECTIONS:
             raise ConfigError(f"{path}: {key}: unknown section{_nearest(key, SECTIONS)}; {expected}")
-        if values is not None and not isinstance(values, dict):
+        if values is None:
+            continue
+        if not isinstance(values, dict):
             raise ConfigError(f"{path}: {key}: expected options and their values, got {values!r}")
-        found[key] = values or {}
+        found[key] = values
     return found
 
 

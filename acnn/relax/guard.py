@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from ase.data import atomic_numbers, covalent_radii
 
+from acnn.batch import SMALLEST_VOLUME
 from acnn.compiled import load_library
 from acnn.errors import ConfigError
 from acnn.neighbors import SOURCES
@@ -38,9 +39,6 @@ N_NUMBERS = 119
 
 RADII_FRACTION = 0.8
 """Minimum distance of a pair in units of the sum of its covalent radii, where none is given."""
-
-SMALLEST_VOLUME = 0.3
-"""Volume of an atom below which a structure is not worth looking at, Å^3."""
 
 
 def distance_table(min_distance: Mapping[tuple[str, str], float] | np.ndarray | None) -> np.ndarray:

@@ -9,8 +9,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from ase.geometry import minkowski_reduce
 
-from acnn.batch import FARTHEST
-from acnn.relax.guard import SMALLEST_VOLUME
+from acnn.batch import FARTHEST, SMALLEST_VOLUME
 from acnn.relax.result import FailureReason, Relaxed, RelaxStatus
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from ase.data import chemical_symbols
 from ase.neighborlist import neighbor_list
 from ase.units import GPa
 
+from acnn.batch import SMALLEST_VOLUME
 from acnn.errors import DataError, ModelError
 from acnn.train.units import first_frames, two_groups
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CLOSEST_PAIR = 0.3  # Å; atoms nearer than this are a broken file, not physics
-LEAST_VOLUME = 0.5  # Å^3 per atom; hydrogen at a TPa has more, and in less an atom has two thousand neighbours
-HEAVIEST = 118  # atomic number of the last element that has a symbol
 REFERENCE_ROUNDS = 12
 
 
@@ -173,9 +172,10 @@ def _label_of(atoms: Atoms, number: int) -> Label:
     if known is None:
         raise DataError(f"frame {number}: expected a calculator with an energy, got {sorted(results) or 'none'}")
     energy = _energy(known, number)
-    wrong = atoms.numbers[(atoms.numbers < 1) | (atoms.numbers > HEAVIEST)]
+    last = len(chemical_symbols) - 1
+    wrong = atoms.numbers[(atoms.numbers < 1) | (atoms.numbers > last)]
     if len(wrong):
-        raise DataError(f"frame {number}: expected atomic numbers from 1 to {HEAVIEST}, got {wrong[0]}")
+        raise DataError(f"frame {number}: expected atomic numbers from 1 to {last}, got {wrong[0]}")
     forces, stress = results.get("forces"), results.get("stress")
     if forces is not None:
         forces = np.asarray(forces, dtype=float)
@@ -262,8 +262,8 @@ def _misplaced(atoms: Atoms) -> str:
     """Say whether the cell is of no kind that is known or has no room for its atoms, or two of them the same place."""
     if atoms.pbc.any() and not atoms.pbc.all():
         return "periodic in some directions only"
-    if atoms.pbc.any() and abs(atoms.cell.volume) < LEAST_VOLUME * len(atoms):
-        return "flat or empty cell"
+    if atoms.pbc.any() and abs(atoms.cell.volume) < SMALLEST_VOLUME * len(atoms):
+        return f"flat or empty cell, or less than {SMALLEST_VOLUME:g} Å^3 per atom"
     lengths = neighbor_list("d", atoms, CLOSEST_PAIR)
     return f"atoms closer than {CLOSEST_PAIR:g} Å" if len(lengths) else ""
 

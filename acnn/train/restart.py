@@ -169,7 +169,7 @@ def load_state(folder: Path, run: Any) -> bool:  # noqa: ANN401
         intact = head.pop("hash") == content_hash(head, tensors)
         same = head["identity"] == identity(run)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise StateError(f"{path}: damaged; delete it to start again") from exc
+        raise StateError(f"{path}: damaged, or of another version; delete it to start again") from exc
     if not intact:
         raise StateError(f"{path}: damaged (its content is not what was written); delete it to start again")
     if not same:

@@ -47,7 +47,7 @@ def two_groups(excess: np.ndarray) -> tuple[np.ndarray, float] | None:
 
 
 def other_scale(
-    labelled: np.ndarray, learned: np.ndarray, product: np.ndarray, n_beyond: int = 0
+    labelled: np.ndarray, learned: np.ndarray, product: np.ndarray, n_beyond: int = 0, *, most: float = 0.5
 ) -> tuple[np.ndarray, float] | None:
     """Find labels that agree with what was learned but for a common factor far from one, or for their sign.
 
@@ -62,6 +62,9 @@ def other_scale(
     n_beyond
         Further labels that were set aside because theirs is too large. They count towards a group of large ones, but
         for no more than it holds itself: a search sets many aside that are only strained.
+    most
+        Part of the labels that such a group must stay below. Of labels that were learned the majority is right; where
+        the potential learned others, all may be wrong: infinity.
 
     Returns
     -------
@@ -85,12 +88,14 @@ def other_scale(
             close = group & (np.abs(np.log(np.abs(factor / typical), where=group, out=size.copy())) < np.log(SPREAD))
             n_close = int(close.sum())
             enough = n_close + min(n_more, n_close) >= max(FEWEST, GROUP * len(factor))
-            if enough and 0.5 * group.sum() < n_close < 0.5 * known.sum():
+            if enough and 0.5 * group.sum() < n_close < most * known.sum():
                 return np.flatnonzero(close), typical
     return None
 
 
-def warn_of_other_scale(name: str, sums: np.ndarray, frames: Sequence[int], n_beyond: int = 0) -> None:
+def warn_of_other_scale(
+    name: str, sums: np.ndarray, frames: Sequence[int], n_beyond: int = 0, *, most: float = 0.5
+) -> None:
     """Log which labels have forces or stresses of another unit or sign than the rest.
 
     Parameters
@@ -103,9 +108,11 @@ def warn_of_other_scale(name: str, sums: np.ndarray, frames: Sequence[int], n_be
         Frame of each label in what was read.
     n_beyond
         Further labels that were set aside because theirs is too large.
+    most
+        Part of the labels that must not be reached, see `other_scale`.
     """
     labelled, learned, product = sums
-    if (group := other_scale(labelled, learned, product, n_beyond)) is not None:
+    if (group := other_scale(labelled, learned, product, n_beyond, most=most)) is not None:
         numbers, factor = group
         logger.warning(
             "the %s of %d of %d labels (frames %s) are about %.3g times what the potential makes of them: "

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from acnn import checkpoint
 from acnn.cli import main
 from acnn.config import ModelConfig
 from acnn.nn.potential import Potential
+from acnn.output import check_output
 from acnn.train.loop import _Run
 
 CONFIG = """
@@ -147,11 +150,10 @@ def test_unknown_elements_are_named(data, config, tmp_path, capsys):
         (["--out", "."], "--out: expected a file to write to, . is a folder"),
         (["--out", "/"], "--out: expected a file to write to, / is a folder"),
         (["--metrics", "."], "--metrics: expected a file to write to, . is a folder"),
-        (["--out", "/proc/a.acnn"], "/proc/a.acnn: cannot be written"),
         (["--out", "a.csv"], "--out: a.csv is also the table of the errors"),
         (["--metrics", "no/a.csv"], "--metrics: the folder of no/a.csv does not exist"),
     ],
-    ids=["max-time", "seed", "no threads", "threads", "here", "root", "table here", "proc", "out", "metrics"],
+    ids=["max-time", "seed", "no threads", "threads", "here", "root", "table here", "out", "metrics"],
 )
 def test_wrong_options_are_explained(data, tmp_path, capsys, option, message):
     assert main(["train", str(data), "--out", str(tmp_path / "a.acnn"), *option]) == 2
@@ -166,8 +168,44 @@ def test_nothing_that_is_read_is_overwritten(data, config, tmp_path, capsys, opt
     outputs = {"--out": str(tmp_path / "a.acnn"), "--metrics": str(tmp_path / "a.csv"), option: str(tmp_path / name)}
     arguments = ["train", str(data), "--config", str(config), "--previous", str(tmp_path / "previous.acnn")]
     assert main([*arguments, *(word for pair in outputs.items() for word in pair)]) == 2
-    assert "is read by this command and would be overwritten" in capsys.readouterr().err
+    assert f"{option}: {tmp_path / name} would overwrite" in capsys.readouterr().err
     assert (tmp_path / name).read_bytes() == before
+
+
+def test_relaxed_structures_do_not_overwrite_what_is_read(data, tmp_path, capsys):
+    model = tmp_path / "a.acnn"
+    checkpoint.save(Potential(ModelConfig(members=1), ["Cu", "Au"]), model)
+    for path in (data, model):
+        before = path.read_bytes()
+        assert main(["relax", str(data), "--model", str(model), "--out", str(path)]) == 2
+        assert f"--out: {path} would overwrite" in capsys.readouterr().err
+        assert path.read_bytes() == before
+
+
+def test_outputs_that_cannot_be_written_are_told_first(data, tmp_path, capsys, monkeypatch):
+    arguments = ["train", str(data), "--out", str(tmp_path / "a.acnn"), "--metrics"]
+    (tmp_path / "b.csv").touch()
+    monkeypatch.setattr("os.access", lambda path, _: path.name != "b.csv")
+    assert main([*arguments, str(tmp_path / "b.csv")]) == 2
+    assert "b.csv cannot be written: it is read-only" in capsys.readouterr().err
+    opened = Path.open
+
+    def denied(path: Path, mode: str = "r", **others: bool) -> IO[Any]:
+        if path.name == "c.csv.partial":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, mode, **others)
+
+    monkeypatch.setattr(Path, "open", denied)
+    assert main([*arguments, str(tmp_path / "c.csv")]) == 2
+    assert "c.csv cannot be written: Permission denied" in capsys.readouterr().err
+
+
+def test_what_another_command_is_writing_is_left_alone(data, config, tmp_path):
+    arguments = ["train", str(data), "--config", str(config), "--out", str(tmp_path / "a.acnn")]
+    (tmp_path / "b.csv.partial").write_text("being written")
+    assert main([*arguments, "--metrics", "/dev/null"]) == 0
+    check_output("--metrics", tmp_path / "b.csv", {})
+    assert (tmp_path / "b.csv.partial").read_text() == "being written"
 
 
 def test_a_table_of_something_else_is_not_overwritten(data, config, tmp_path, capsys):
@@ -175,8 +213,9 @@ def test_a_table_of_something_else_is_not_overwritten(data, config, tmp_path, ca
     (tmp_path / "a.csv").write_text("name,price\n")
     assert main(arguments) == 2
     assert "a.csv exists and is no table of errors" in capsys.readouterr().err
-    (tmp_path / "a.csv").write_text("step,seconds\n")
-    assert main(arguments) == 0
+    for ours in ("step,seconds\n", ""):
+        (tmp_path / "a.csv").write_text(ours)
+        assert main(arguments) == 0
 
 
 def test_errors_that_nobody_knows_are_not_zero(config, tmp_path, alloys, capsys):

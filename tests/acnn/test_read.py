@@ -87,3 +87,11 @@ def test_a_folder_is_told_from_a_file_that_is_not_there(tmp_path):
         read_frames(tmp_path)
     with pytest.raises(DataError, match=r"none\.extxyz: no such file"):
         read_frames(tmp_path / "none.extxyz")
+
+
+def test_lattice_vectors_below_the_atoms_are_read(tmp_path):
+    cell = "VEC1 3 0 0\nVEC2 0 3 0\nVEC3 0 0 3\n"
+    (tmp_path / "a.xyz").write_text(f"1\n\nCu 0 0 0\n{cell}\n1\n\nAu 0 0 0\n{cell}")
+    frames = read_frames(tmp_path / "a.xyz")
+    assert [str(atoms.symbols) for atoms in frames] == ["Cu", "Au"]
+    assert all(atoms.cell.volume == pytest.approx(27.0) for atoms in frames)
