@@ -77,7 +77,7 @@ def main() -> None:
     table = distance_table(None)
     frames = squeeze(random_crystals(8, args.n, (2, 8)), table, np.random.default_rng(0))
     report: dict[str, Any] = {"machine": machine(), "structures": len(frames), "labels": len(labels)}
-    # wide guards: pairs may be a thousand times too near, volume may grow a million times, any stress and energy will do
+    # wide: pairs may be a thousand times too near, volumes grow a million times; any stress and energy will do
     wide = RelaxConfig(bonds_scale=0.001, volume_growth=1e6, volume_shrink=1e-3, energy_drop=1e9, stress_limit_gpa=1e12)
     for name, settings in (("guards_of_a_search", RelaxConfig()), ("no_guards", wide)):
         start = time.perf_counter()
