@@ -116,10 +116,10 @@ def test_both_ways_find_the_same(monkeypatch: pytest.MonkeyPatch):
 def test_numbers_that_are_none_end_the_search(way: str):
     if way == "torch":
         pytest.skip("only loops could run for ever")
-    atoms = random_crystal(np.random.default_rng(4), 3)
-    atoms.positions[1, 0] = np.nan
-    atoms.positions[2, 0] = 1e200
-    found = build_neighbors(Batch.from_atoms([atoms], torch.float64), CUTOFF)
+    batch = Batch.from_atoms([random_crystal(np.random.default_rng(4), 3)], torch.float64)
+    batch.positions[1, 0] = np.nan
+    batch.positions[2, 0] = 1e200
+    found = build_neighbors(batch, CUTOFF)
     assert not (found.index[0][found.mask[0]] == 1).any()
 
 
