@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from ase.stress import full_3x3_to_voigt_6_stress
 from ase.units import GPa
 from public_data import mlearn
 
@@ -43,7 +44,7 @@ PUBLISHED = {  # moment tensor potential: energy meV/atom, force eV/Å, stress G
 def common_pressure(potential: Potential, frames: list[Atoms]) -> dict[str, float]:
     """Give the mean of predicted minus labelled pressure, and the error of the stress that is left without it."""
     labels = np.array([atoms.calc.results["stress"] for atoms in frames])
-    found = predict(potential, frames).stresses.reshape(-1, 9)[:, [0, 4, 8, 5, 2, 1]]
+    found = full_3x3_to_voigt_6_stress(predict(potential, frames).stresses)
     difference = (found - labels) / GPa
     common = difference[:, :3].mean()
     difference[:, :3] -= common

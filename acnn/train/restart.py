@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from acnn.checkpoint import content_hash
 from acnn.errors import StateError
 from acnn.keep import aiding
+from acnn.output import write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,11 +129,9 @@ def save_state(folder: Path, run: Any) -> None:  # noqa: ANN401
     tensors = {key: value.contiguous() for key, value in tensors.items()}
     head["hash"] = content_hash(head, tensors)
     data = safetensors.torch.save(tensors, metadata={KEY: json.dumps(head, sort_keys=True)})
-    partial = folder / (FILE_NAME + ".partial")
     with aiding(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        partial.replace(folder / FILE_NAME)
+        write_whole(folder / FILE_NAME, data)
 
 
 def load_state(folder: Path, run: Any) -> bool:  # noqa: ANN401
