@@ -8,17 +8,15 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from acnn.nn.embedding import MIXED_L_MAX
 from acnn.nn.gpu import OnGpu, on_gpu
-from acnn.nn.native import Kernel, Shape, Weights, load_kernel
+from acnn.nn.native import Kernel, Shape, Weights, load_kernel, terms, turns
 from acnn.nn.repulsion import CLAMP, WALL, ZBL_RATES, ZBL_WEIGHTS
 
 if TYPE_CHECKING:
     from acnn.batch import Batch
     from acnn.neighbors import Neighbors
     from acnn.nn.potential import Potential
-
-NEGLIGIBLE = 1e-9
-"""Coefficients of harmonics below this are rounding."""
 
 _READY: WeakKeyDictionary[Potential, tuple[tuple[int, ...], Fused | OnGpu | None]] = WeakKeyDictionary()
 
@@ -38,9 +36,7 @@ def fused(potential: Potential, closest: float) -> Fused | OnGpu | None:
     Fused | OnGpu | None
         None where PyTorch has to do the work: with attention, with two cutoffs or without a compiler.
     """
-    config = potential.config
-    simple = config.radial_cutoff == config.angular_cutoff and potential.attention is None and config.max_factors >= 2
-    if not simple:
+    if potential.attention is not None or not plain(potential):
         return None
     tensors = (*potential.parameters(), *potential.buffers())
     state = tuple(number for tensor in tensors for number in (tensor.data_ptr(), tensor._version))  # noqa: SLF001 - torch has no public name
@@ -51,10 +47,38 @@ def fused(potential: Potential, closest: float) -> Fused | OnGpu | None:
     return known[1]
 
 
-def _compiled(potential: Potential, closest: float) -> Fused | OnGpu | None:
-    """Compile for the potential's shape and device."""
+def plain(potential: Potential) -> bool:
+    """Say whether the compiled embedding can do what the potential's does.
+
+    Parameters
+    ----------
+    potential
+        The potential.
+
+    Returns
+    -------
+    bool
+        True with one cutoff and at least two factors.
+    """
     config = potential.config
-    shape = Shape(
+    return config.radial_cutoff == config.angular_cutoff and config.max_factors >= 2
+
+
+def shape_of(potential: Potential) -> Shape:
+    """Give the shape to compile for.
+
+    Parameters
+    ----------
+    potential
+        The potential.
+
+    Returns
+    -------
+    Shape
+        Of all its parts.
+    """
+    config = potential.config
+    return Shape(
         dtype=potential.dtype,
         n_radial=config.n_radial,
         n_species=potential.embedding.species.shape[1],
@@ -65,16 +89,62 @@ def _compiled(potential: Potential, closest: float) -> Fused | OnGpu | None:
         members=config.members,
         hidden=config.hidden,
     )
-    constants: dict[str, float | tuple[float, ...]] = {
-        "closest": closest,
-        "wall": WALL,
-        "clamp": CLAMP,
-        "zbl_weights": ZBL_WEIGHTS,
-        "zbl_rates": ZBL_RATES,
+
+
+def constants(closest: float) -> dict[str, float | tuple[float, ...]]:
+    """Give the numbers that kernels are compiled with.
+
+    Parameters
+    ----------
+    closest
+        Distances are not taken smaller, Å.
+
+    Returns
+    -------
+    dict
+        Numbers by name.
+    """
+    return {"closest": closest, "wall": WALL, "clamp": CLAMP, "zbl_weights": ZBL_WEIGHTS, "zbl_rates": ZBL_RATES}
+
+
+def embedding_weights(potential: Potential) -> dict[str, torch.Tensor]:
+    """Give what kernels read of the embedding and the repulsion, by the names of `Weights`.
+
+    Parameters
+    ----------
+    potential
+        The potential.
+
+    Returns
+    -------
+    dict
+        Tensors, not yet contiguous.
+    """
+    config, embedding, repulsion = potential.config, potential.embedding, potential.repulsion
+    species, l_max, dtype = embedding.species, config.l_max, potential.dtype
+    pairs, values = turns(l_max, dtype)
+    triples, products = terms(min(MIXED_L_MAX, l_max), dtype)
+    deep = config.max_factors > 2
+    return {
+        "table": species if len(species) > 1 else torch.ones_like(species),
+        "mixing": torch.stack(list(embedding.mixing)),
+        "turns": pairs,
+        "turn_values": values,
+        "deep": torch.stack(list(embedding.deep)) if deep else species.new_zeros(0),
+        "terms": triples if deep else triples[:0],
+        "term_values": products if deep else products[:0],
+        "onset": repulsion.onset,
+        "charge": repulsion.charges,
+        "length": repulsion.lengths,
     }
+
+
+def _compiled(potential: Potential, closest: float) -> Fused | OnGpu | None:
+    """Compile for the potential's shape and device."""
+    shape, numbers = shape_of(potential), constants(closest)
     if potential.device.type == "cuda":
-        return on_gpu(potential, shape, constants)
-    kernel = load_kernel(shape, constants) if potential.device.type == "cpu" else None
+        return on_gpu(potential, shape, numbers)
+    kernel = load_kernel(shape, numbers) if potential.device.type == "cpu" else None
     return None if kernel is None else Fused(potential, kernel)
 
 
@@ -92,34 +162,17 @@ class Fused:
     def __init__(self, potential: Potential, kernel: Kernel) -> None:
         self._kernel = kernel
         self._numbers = (potential.cutoff, float(potential.scale))
-        embedding, fitting, repulsion = potential.embedding, potential.fitting, potential.repulsion
+        fitting = potential.fitting
         with torch.no_grad():
-            species = embedding.species.detach()
-            turns, turn_values = _turns([embedding.get_buffer(f"harmonic_{k}") for k in range(kernel.shape.l_max + 1)])
-            none = species.new_zeros(0)
-            deep, terms, term_values = none, torch.zeros((0, 3), dtype=torch.int32), none
-            if kernel.shape.factors > 2:
-                deep = torch.stack(list(embedding.deep))
-                product, pair = torch.nonzero(embedding.coupling, as_tuple=True)
-                terms = torch.stack([embedding.first[pair], embedding.second[pair], product], dim=1).to(torch.int32)
-                term_values = embedding.coupling[product, pair]
+            none = potential.scale.new_zeros(0)
             first, offset = fitting.folded(potential.whitening)
-            biases = [*fitting.biases, species.new_zeros(kernel.shape.members)]
+            biases = [*fitting.biases, none.new_zeros(kernel.shape.members)]
             layers = [part.flatten() for pair in zip(fitting.weights, biases, strict=False) for part in pair]
             weights = Weights(
-                table=species if len(species) > 1 else torch.ones_like(species),
-                mixing=torch.stack(list(embedding.mixing)),
-                turns=turns,
-                turn_values=turn_values,
-                deep=deep,
-                terms=terms,
-                term_values=term_values,
+                **embedding_weights(potential),
                 offset=offset,
                 first=first,
                 layers=torch.cat([none, *layers]),
-                onset=repulsion.onset,
-                charge=repulsion.charges,
-                length=repulsion.lengths,
             )
             self._weights = Weights(*(getattr(weights, f.name).detach().contiguous() for f in fields(Weights)))
 
@@ -144,10 +197,3 @@ class Fused:
             strain, shape (n_systems, 3, 3), eV.
         """
         return self._kernel.evaluate(self._weights, batch, neighbors, species, self._numbers)
-
-
-def _turns(tables: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """List what turns monomials into harmonics: pairs of harmonic and monomial, shape (n, 2), and coefficients."""
-    table: torch.Tensor = torch.block_diag(*tables)  # type: ignore[no-untyped-call]  # torch leaves it so
-    monomial, harmonic = torch.nonzero(table.T.abs() > NEGLIGIBLE, as_tuple=True)
-    return torch.stack([harmonic, monomial], dim=1).to(torch.int32), table[harmonic, monomial]

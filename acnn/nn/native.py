@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from acnn.arguments import pointer
 from acnn.compiled import load_library
+from acnn.nn.harmonics import coupling, harmonic_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 FUNCTIONS = {torch.float32: ("float", "sqrtf", "expf"), torch.float64: ("double", "sqrt", "exp")}
 
 HEADERS = ("lanes", "shape", "network", "invariants", "basis", "neighborhood")
+
+NEGLIGIBLE = 1e-9
+"""Coefficients of harmonics below this are rounding."""
 
 SOURCES = ("nn/kernel/kernel.c", *(f"nn/kernel/{name}.h" for name in HEADERS), "loop.h")
 
@@ -145,11 +150,7 @@ class Kernel:
     def __init__(self, library: Library, shape: Shape) -> None:
         self._library = library
         self.shape = shape
-        real = ctypes.c_float if shape.dtype is torch.float32 else ctypes.c_double
-        sizes = [(name, ctypes.c_int64) for name in ("n_elements", "n_turns", "n_terms")]
-        pointers = [(field.name, ctypes.c_void_p) for field in fields(Weights)]
-        numbers = [("cutoff", real), ("scale", real)]
-        self._model = type("Model", (ctypes.Structure,), {"_fields_": [*sizes, *pointers, *numbers]})
+        self._model = model_type(shape.dtype)
 
     def evaluate(
         self, weights: Weights, batch: Batch, neighbors: Neighbors, species: torch.Tensor, numbers: tuple[float, float]
@@ -195,12 +196,76 @@ class Kernel:
         return energies, forces, 0.5 * (virial + virial.mT)
 
 
+@cache
+def model_type(dtype: torch.dtype) -> type[ctypes.Structure]:
+    """Give the structure of C that holds sizes, weights, cutoff and scale.
+
+    Parameters
+    ----------
+    dtype
+        float32 or float64.
+
+    Returns
+    -------
+    type
+        Its fields are the numbers of elements, turns and terms, the fields of `Weights`, the cutoff and the scale.
+    """
+    real = ctypes.c_float if dtype is torch.float32 else ctypes.c_double
+    sizes = [(name, ctypes.c_int64) for name in ("n_elements", "n_turns", "n_terms")]
+    pointers = [(field.name, ctypes.c_void_p) for field in fields(Weights)]
+    numbers = [("cutoff", real), ("scale", real)]
+    return type("Model", (ctypes.Structure,), {"_fields_": [*sizes, *pointers, *numbers]})
+
+
+@cache
+def turns(l_max: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """List what turns monomials into harmonics.
+
+    Parameters
+    ----------
+    l_max
+        Highest degree.
+    dtype
+        Of the coefficients.
+
+    Returns
+    -------
+    tuple
+        Harmonic and monomial, sorted by the latter, shape (n, 2), int32; and coefficients, shape (n,).
+    """
+    table: torch.Tensor = torch.block_diag(*harmonic_table(l_max))  # type: ignore[no-untyped-call]  # torch leaves it so
+    monomial, harmonic = torch.nonzero(table.T.abs() > NEGLIGIBLE, as_tuple=True)
+    return torch.stack([harmonic, monomial], dim=1).to(torch.int32), table[harmonic, monomial].to(dtype)
+
+
+@cache
+def terms(l_max: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """List the terms of the product of two harmonics.
+
+    Parameters
+    ----------
+    l_max
+        Highest degree of factors and product.
+    dtype
+        Of the coefficients.
+
+    Returns
+    -------
+    tuple
+        Factor, factor and product, sorted by the latter, shape (n, 3), int32; and coefficients, shape (n,).
+    """
+    first, second, matrix = coupling(l_max)
+    product, pair = torch.nonzero(matrix.T, as_tuple=True)
+    return torch.stack([first[pair], second[pair], product], dim=1).to(torch.int32), matrix.T[product, pair].to(dtype)
+
+
 class Structures(ctypes.Structure):
     """Structures and their neighbours as the kernels read them."""
 
     _fields_: ClassVar[list[tuple[str, Any]]] = [
         ("width", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("positions", "cells", "system", "species", "index", "shift", "mask")),
+        ("vectors", ctypes.c_void_p),
     ]
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from acnn.errors import ModelError
 from acnn.neighbors import Neighbors, build_neighbors
 from acnn.nn.attention import Attention
+from acnn.nn.derivatives import derivatives
 from acnn.nn.embedding import Embedding
 from acnn.nn.fitting import Fitting, Whitening
 from acnn.nn.fused import fused
@@ -188,6 +189,41 @@ class Potential(nn.Module):
             features = torch.cat([features, coupled], dim=1)
         energies: torch.Tensor = self.fitting(features, graph.species, self.whitening) * self.scale
         return energies if extra is None else energies + extra[:, None]
+
+    def respond(
+        self, graph: Graph, mixture: torch.Tensor | None = None, *, create_graph: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Compute the members' energies, and forces and virials of a mixture of members.
+
+        Parameters
+        ----------
+        graph
+            Neighbourhoods.
+        mixture
+            Weights of the members in each structure, shape (n_systems, n_members), rows that sum to one; None: the
+            mean.
+        create_graph
+            Make forces and virials differentiable by the weights, as the energies are.
+
+        Returns
+        -------
+        tuple
+            Energies, shape (n_atoms, n_members), eV; forces, shape (n_atoms, 3), eV/Å; dE/d(strain), shape
+            (n_systems, 3, 3), eV.
+        """
+        compiled = derivatives(self, graph, CLOSEST)
+        with torch.enable_grad():
+            if compiled is None:
+                source = graph.vectors.detach().requires_grad_(True)  # noqa: FBT003 - the signature of torch
+                graph = replace(graph, vectors=source)
+                members = self(graph)
+            else:
+                features, repulsion = compiled.describe()
+                source = features if features.requires_grad else features.requires_grad_(True)  # noqa: FBT003 - as above
+                members = self.fitting(source, graph.species, self.whitening) * self.scale + repulsion[:, None]
+            chosen = members.mean(1) if mixture is None else (members * mixture[graph.system]).sum(1)
+            gradient = torch.autograd.grad(chosen.sum(), source, create_graph=create_graph)[0]
+            return members, *(assemble(graph, gradient) if compiled is None else compiled.push(gradient))
 
     def _whitened(self, features: torch.Tensor, species: torch.Tensor) -> torch.Tensor:
         """Whiten invariants; by element."""

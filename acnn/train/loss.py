@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from acnn.nn.graph import Graph
-from acnn.nn.potential import assemble
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from acnn.nn.graph import Graph
     from acnn.nn.potential import Potential
     from acnn.train.dataset import Targets
     from acnn.train.labels import Label
@@ -86,13 +84,7 @@ def residuals(
     Misfits
         Differentiable by the weights if ``training``.
     """
-    vectors = graph.vectors.detach().requires_grad_(True)  # noqa: FBT003 - the signature of torch
-    graph = Graph(vectors, graph.index, graph.species, graph.system, graph.n_systems)
-    with torch.enable_grad():
-        members = potential(graph)
-        chosen = members.mean(1) if mixture is None else (members * mixture[graph.system]).sum(1)
-        gradient = torch.autograd.grad(chosen.sum(), vectors, create_graph=training)[0]
-    forces, virial = assemble(graph, gradient)
+    members, forces, virial = potential.respond(graph, mixture, create_graph=training)
     total = members.new_zeros((graph.n_systems, members.shape[1])).index_add(0, graph.system, members)
     if mixture is None:
         total = total.mean(1, keepdim=True)

@@ -77,14 +77,13 @@ class Soap:
             # contiguous, as they are after a restart: other strides may give other bits
             state["mean"] = torch.zeros_like(gradient, memory_format=torch.contiguous_format)
             state["square"] = torch.zeros_like(gradient, memory_format=torch.contiguous_format)
-        state["mean"].lerp_(gradient, 1.0 - BETAS[0])
         rotate = self.rotate and gradient.dim() >= 2
         if rotate:
             self._update_bases(gradient, state)
             gradient = _rotate(gradient, state, back=False)
+        state["mean"].lerp_(gradient, 1.0 - BETAS[0])  # both moments in the eigenbasis, where there is one
         state["square"].lerp_(gradient.square(), 1.0 - BETAS[1])
-        mean = _rotate(state["mean"], state, back=False) if rotate else state["mean"]
-        mean = mean / (1.0 - BETAS[0] ** self.steps)
+        mean = state["mean"] / (1.0 - BETAS[0] ** self.steps)
         move = mean / ((state["square"] / (1.0 - BETAS[1] ** self.steps)).sqrt() + EPSILON)
         return _rotate(move, state, back=True) if rotate else move
 
@@ -110,6 +109,9 @@ def _refresh(state: dict[str, torch.Tensor], side: str, dim: int) -> None:
     order = (axes * turned).sum(-2).argsort(dim=-1, descending=True)
     expanded = order[..., None, :].expand_as(turned)
     state[side + "_axes"] = torch.linalg.qr(turned.gather(-1, expanded))[0].contiguous()
+    change = state[side + "_axes"].mT @ axes
+    mean = state["mean"]
+    state["mean"] = (change @ mean if dim == -2 else mean @ change.mT).contiguous()
     square = state["square"]
     index = order[..., :, None].expand_as(square) if dim == -2 else order[..., None, :].expand_as(square)
     state["square"] = square.gather(dim, index)

@@ -14,6 +14,7 @@ from ase import Atoms
 from acnn import compiled
 from acnn.batch import Batch
 from acnn.config import ModelConfig
+from acnn.neighbors import build_neighbors
 from acnn.nn import potential as potential_module
 from acnn.nn.fused import fused
 from acnn.nn.potential import CLOSEST, Output, Potential
@@ -88,6 +89,74 @@ def test_no_atom_depends_on_the_rest_of_its_batch(dtype: str):
         assert torch.equal(alone.atomic_energy, together.atomic_energy[chosen])
         assert distance(alone.forces, together.forces[chosen]) < TOLERANCE[dtype]
         assert distance(alone.stress[0], together.stress[k]) < TOLERANCE[dtype]
+
+
+def learning(potential: Potential, *, native: bool = True, move: float = 0.0) -> list[torch.Tensor]:
+    """Compute what a training needs; the weights move by so much first, along a fixed direction."""
+    draw = torch.Generator().manual_seed(1)
+    weights = [p for p in potential.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for weight in weights:
+            weight.add_(torch.randn(weight.shape, generator=draw, dtype=torch.float64).to(weight), alpha=move)
+    batch = crystals(torch.float64)
+    species = potential.species_of(batch.numbers)
+    neighbors = build_neighbors(batch, potential.cutoff)
+    graph = potential._graph(batch, neighbors, species, slice(0, batch.n_atoms), slice(0, batch.n_systems))
+    mixture = torch.rand((batch.n_systems, potential.n_members), generator=draw, dtype=torch.float64)
+    mixture = (mixture / mixture.sum(1, keepdim=True)).to(potential.dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        if not native:
+            patch.setattr(potential_module, "derivatives", lambda *_: None)
+        found = potential.respond(graph, mixture, create_graph=True)
+    # of the bounded parts of forces and virials: some atoms nearly touch
+    loss = sum(
+        (torch.randn(x.shape, generator=draw, dtype=torch.float64).to(x) * torch.tanh(0.1 * x)).sum() for x in found
+    )
+    gradients = torch.autograd.grad(loss, weights, materialize_grads=True)
+    return [loss.detach(), *(x.detach() for x in found), *gradients]
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("shape", list(SHAPES))
+def test_compiled_and_recorded_derivatives_by_the_weights_agree(shape: str, dtype: str):
+    potential = Potential(ModelConfig(dtype=dtype, **SHAPES[shape]), ELEMENTS.get(shape, ["Al", "Cu"]), seed=3)
+    with torch.no_grad():
+        potential.fitting.linear.normal_(generator=torch.Generator().manual_seed(0))
+    fast, slow = learning(potential), learning(potential, native=False)
+    assert max(float(x.abs().max()) for x in fast[4:]) > 0.01
+    for one, other in zip(fast, slow, strict=True):
+        assert distance(one, other) < (1e-10 if dtype == "float64" else 1e-3)  # near atoms: large numbers cancel
+
+
+@needs_compiler
+def test_derivatives_by_the_weights_are_those_of_the_loss():
+    potential = Potential(ModelConfig(dtype="float64"), ["Al", "Cu"], seed=3)
+    gradients = learning(potential)[4:]
+    draw = torch.Generator().manual_seed(1)
+    weights = [p for p in potential.parameters() if p.requires_grad]
+    slope = sum(
+        (torch.randn(w.shape, generator=draw, dtype=torch.float64) * g).sum()
+        for w, g in zip(weights, gradients, strict=True)
+    )
+    small = 1e-6
+    more, less = learning(potential, move=small)[0], learning(potential, move=-2 * small)[0]
+    assert float((more - less) / (2 * small)) == pytest.approx(float(slope), rel=1e-6)
+
+
+@needs_compiler
+def test_derivatives_by_the_weights_do_not_depend_on_threads():
+    potential = Potential(ModelConfig(dtype="float64"), ["Al", "Cu"], seed=3)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = learning(potential)
+        torch.set_num_threads(3)
+        three = learning(potential)
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(one, three, strict=True):
+        assert distance(a, b) < TOLERANCE["float64"]
 
 
 @needs_compiler

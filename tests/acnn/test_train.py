@@ -264,7 +264,10 @@ def shaken(factors: dict[str, float]) -> list[Atoms]:
 
 
 OTHER_UNITS = {
-    "hartree": ({"forces": Bohr / Hartree}, r"the forces of 1\d of 60 labels \(frames .*\) are about 0.0\d+ times"),
+    "hartree": (
+        {"forces": Bohr / Hartree},
+        r"the forces of (?:[89]|1\d) of 60 labels \(frames .*\) are about 0.0\d+ times",
+    ),
     "bohr": ({"forces": Hartree / Bohr}, r"the forces of [4-7] of 50 labels \(frames .*\) are about 5\d.* times"),
     "sign": ({"stress": -1.0}, r"the stress of \d+ of 60 labels \(frames 0, .*\) are about -[01].\d+ times"),
     "GPa": ({"stress": 1 / GPa}, r"the stress of \d+ of \d+ labels \(frames .*\) are about 1\d\d times"),

@@ -25,11 +25,16 @@ static int look(const Structures *in, const Model *model, int64_t atom, Found *f
 {
     const double *cell = in->cells + 9 * in->system[atom], *own = in->positions + 3 * atom;
     int n = 0;
-    for (int64_t k = in->width * atom; k < in->width * (atom + 1) && in->mask[k]; k++) {
-        const double *other = in->positions + 3 * in->index[k];
-        const float *s = in->shift + 3 * k;
+    for (int64_t k = in->width * atom; k < in->width * (atom + 1) && (in->vectors || in->mask[k]); k++) {
         double v[3];
-        for (int a = 0; a < 3; a++) v[a] = other[a] - own[a] + s[0] * cell[a] + s[1] * cell[3 + a] + s[2] * cell[6 + a];
+        if (in->vectors)
+            for (int a = 0; a < 3; a++) v[a] = in->vectors[3 * k + a];
+        else {
+            const double *other = in->positions + 3 * in->index[k];
+            const float *s = in->shift + 3 * k;
+            for (int a = 0; a < 3; a++)
+                v[a] = other[a] - own[a] + s[0] * cell[a] + s[1] * cell[3 + a] + s[2] * cell[6 + a];
+        }
         REAL square = (REAL)(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
         if (square >= model->cutoff * model->cutoff) continue;
         REAL r = SQRT(square > (REAL)CLOSEST * (REAL)CLOSEST ? square : (REAL)CLOSEST * (REAL)CLOSEST);
@@ -40,10 +45,47 @@ static int look(const Structures *in, const Model *model, int64_t atom, Found *f
     return n;
 }
 
-/* Put the neighbours of some atoms of one element into places; those of element e end at ends[e]. */
-static void gather(const Structures *in, const Model *model, const int64_t *atoms, int n, Found *found, int *counts, int *ends,
-                   Place *places, V *repulsion)
+/* The places of some atoms, and what is needed to fill them. */
+typedef struct {
+    Place *places;
+    Found *found;
+    int *counts, *ends; /* those of element e end at ends[e] */
+} Room;
+
+static void *aligned(size_t size)
 {
+    return aligned_alloc(BYTES, (size + BYTES - 1) / BYTES * BYTES);
+}
+
+/* Say whether the memory suffices; the room must be closed in any case. */
+static int open_room(Room *room, const Model *model, const Structures *in)
+{
+    room->places = aligned(model->n_elements * in->width * sizeof(Place));
+    room->found = aligned(LANES * in->width * sizeof(Found));
+    room->counts = aligned(model->n_elements * LANES * sizeof(int));
+    room->ends = aligned(model->n_elements * sizeof(int));
+    return room->places && room->found && room->counts && room->ends;
+}
+
+static void close_room(Room *room)
+{
+    free(room->places), free(room->found), free(room->counts), free(room->ends);
+}
+
+/* Of sorted atoms, count those that can be done together: of one element, no more than there are lanes. */
+static int together(const Structures *in, const int64_t *atoms, int64_t left)
+{
+    int n = 1;
+    while (n < LANES && n < left && in->species[atoms[n]] == in->species[*atoms]) n++;
+    return n;
+}
+
+/* Put the neighbours of some atoms of one element into places. */
+static void gather(const Structures *in, const Model *model, const int64_t *atoms, int n, Room *room, V *repulsion)
+{
+    Place *places = room->places;
+    Found *found = room->found;
+    int *counts = room->counts, *ends = room->ends;
     int64_t element = in->species[atoms[0]];
     int n_elements = (int)model->n_elements, n_found[LANES];
     memset(counts, 0, n_elements * LANES * sizeof *counts);
@@ -104,24 +146,37 @@ INLINE void accumulate(const int count, int n, const Basis *b, int m, V sum[][N_
     UNROLL for (int q = 0; q < count; q++) UNROLL for (int i = 0; i < N_RADIAL; i++) sum[m + q][i] = part[q][i];
 }
 
-/* raw[monomial][basis]: the sum over the neighbours of monomial times basis. */
-static void density(const Model *model, const Place *places, const int *ends, V raw[N_MONO][N_BASIS])
+/* sum[monomial][function]: the sum over some neighbours, all of one element, of monomial times radial function. */
+static void add_up(const Place *places, int n_places, V sum[N_MONO][N_RADIAL])
 {
     Basis b;
+    memset(sum, 0, N_MONO * sizeof *sum);
+    for (int k = 0; k < n_places; k += CHUNK) {
+        int n = n_places - k < CHUNK ? n_places - k : CHUNK, m = 0;
+        fill(places + k, n, &b);
+        for (; m + 2 <= N_MONO; m += 2) accumulate(2, n, &b, m, sum);
+        for (; m < N_MONO; m++) accumulate(1, n, &b, m, sum);
+    }
+}
+
+/* Add the sum of an element times its channels to raw[monomial][basis]. */
+static void weigh(const Model *model, int e, V sum[N_MONO][N_RADIAL], V raw[N_MONO][N_BASIS])
+{
+    const REAL *weight = model->table + e * N_SPECIES;
+    for (int m = 0; m < N_MONO; m++)
+        for (int i = 0; i < N_RADIAL; i++)
+            for (int t = 0; t < N_SPECIES; t++) raw[m][i * N_SPECIES + t] += weight[t] * sum[m][i];
+}
+
+/* raw[monomial][basis]: the sum over the neighbours of monomial times basis. */
+static void density(const Model *model, const Room *room, V raw[N_MONO][N_BASIS])
+{
     memset(raw, 0, N_MONO * sizeof *raw);
-    for (int e = 0, k = 0; e < model->n_elements; k = ends[e++]) {
-        if (k == ends[e]) continue;
-        V sum[N_MONO][N_RADIAL] = {{{0}}};
-        for (; k < ends[e]; k += CHUNK) {
-            int n = ends[e] - k < CHUNK ? ends[e] - k : CHUNK, m = 0;
-            fill(places + k, n, &b);
-            for (; m + 2 <= N_MONO; m += 2) accumulate(2, n, &b, m, sum);
-            for (; m < N_MONO; m++) accumulate(1, n, &b, m, sum);
-        }
-        const REAL *weight = model->table + e * N_SPECIES;
-        for (int m = 0; m < N_MONO; m++)
-            for (int i = 0; i < N_RADIAL; i++)
-                for (int t = 0; t < N_SPECIES; t++) raw[m][i * N_SPECIES + t] += weight[t] * sum[m][i];
+    for (int e = 0, k = 0; e < model->n_elements; k = room->ends[e++]) {
+        V sum[N_MONO][N_RADIAL];
+        if (k == room->ends[e]) continue;
+        add_up(room->places + k, room->ends[e] - k, sum);
+        weigh(model, e, sum, raw);
     }
 }
 
@@ -145,9 +200,11 @@ static void gradient(const Model *model, const Place *place, const Basis *b, int
 }
 
 /* Derivatives by the density become forces, and derivatives by strain (not yet made symmetric). */
-static void density_back(const Structures *in, const Model *model, const int64_t *atoms, int n, const Place *places,
-                         const int *ends, V by_raw[N_MONO][N_BASIS], REAL *forces, REAL *virial)
+static void density_back(const Structures *in, const Model *model, const int64_t *atoms, int n, const Room *room,
+                         V by_raw[N_MONO][N_BASIS], REAL *forces, REAL *virial)
 {
+    const Place *places = room->places;
+    const int *ends = room->ends;
     Basis b;
     V own[3] = {{0}}, local[9] = {{0}};
     for (int e = 0, k = 0; e < model->n_elements; k = ends[e++]) {

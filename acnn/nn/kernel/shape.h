@@ -13,11 +13,12 @@
 #define N_TWO ((L_MAX + 1) * CHANNELS * (CHANNELS + 1) / 2)
 #define N_FEATURES (N_BASIS + N_TWO + (FACTORS - 2) * (DEEP_L + 1) * MIXED)
 
-/* Structures and their padded neighbours. */
+/* Structures and their padded neighbours: by positions, cells, shift and mask, or by vectors, beyond the cutoff for none. */
 typedef struct {
     int64_t width;
     const double *positions, *cells;
-    const int64_t *system, *species, *index; /* index, shift, mask: [n_atoms][width] */
+    const int64_t *system, *species, *index; /* index, shift, mask, vectors: [n_atoms][width] */
     const float *shift;
     const uint8_t *mask;
+    const REAL *vectors;
 } Structures;
