@@ -65,8 +65,13 @@ class TrainConfig(Settings):
     )
     max_time: float | None = Field(None, gt=0, description="Most seconds of training; None: no limit.")
     batch_atoms: int = Field(256, ge=1, description="Atoms per minibatch, at most (one structure is never cut).")
-    learning_rate: float = Field(8e-3, gt=0, description="Highest learning rate of a training from scratch.")
-    warm_learning_rate: float = Field(6e-3, gt=0, description="Highest learning rate of a warm start.")
+    learning_rate: float = Field(
+        8e-3,
+        gt=0,
+        description="Highest learning rate of a training from scratch with ten structures in a minibatch; it goes with "
+        "the root of their number.",
+    )
+    warm_learning_rate: float = Field(6e-3, gt=0, description="Highest learning rate of a warm start, likewise.")
     energy_weight: float = Field(30.0, ge=0, description="Final weight of the energy per atom in the loss.")
     force_weight: float = Field(1.0, ge=0, description="Weight of the force components in the loss.")
     virial_weight: float = Field(1.0, ge=0, description="Weight of the virial per atom in the loss.")

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from acnn.arguments import pointer
 from acnn.compiled import load_library
 from acnn.nn.fused import constants, embedding_weights, plain, shape_of
-from acnn.nn.native import FUNCTIONS, HEADERS, Structures, model_type, packed
+from acnn.nn.native import FUNCTIONS, HEADERS, Laid, model_type, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -79,6 +79,7 @@ class Derivatives:
         self.graph = graph
         self._library, self._shape, self._dtype = library, shape, potential.dtype
         self._cutoff = potential.cutoff
+        self._laid = Laid.of_graph(graph)
         self.n_features = potential.embedding.n_features
         self.n_elements = len(potential.elements)
         found = embedding_weights(potential)
@@ -172,19 +173,12 @@ class Derivatives:
         sizes = (len(weights["table"]), len(weights["turns"]), len(weights["terms"]))
         addresses = {key: pointer(tensor) for key, tensor in weights.items()}
         model = model_type(self._dtype)(*sizes, cutoff=self._cutoff, **addresses)
-        inputs = {
-            "system": graph.system.contiguous(),
-            "species": graph.species.contiguous(),
-            "index": graph.index.contiguous(),
-            "vectors": graph.vectors.detach().contiguous(),
-        }
-        structures = Structures(width=graph.index.shape[1], **{key: pointer(x) for key, x in inputs.items()})
-        laid = [packed(structure, torch.device("cpu")) for structure in (model, structures)]
+        inputs = [packed(structure, torch.device("cpu")) for structure in (model, self._laid.structures)]
 
         def call(part: int) -> bool:
             atoms = self._parts[part]
             failed = torch.zeros(1, dtype=torch.int32)
-            self._library.run(name, len(atoms), *laid, atoms, *arguments(part), failed)
+            self._library.run(name, len(atoms), *inputs, atoms, *arguments(part), failed)
             return bool(failed)
 
         parts = range(len(self._parts))

@@ -14,8 +14,7 @@ from acnn.nn.native import Kernel, Shape, Weights, load_kernel, terms, turns
 from acnn.nn.repulsion import CLAMP, WALL, ZBL_RATES, ZBL_WEIGHTS
 
 if TYPE_CHECKING:
-    from acnn.batch import Batch
-    from acnn.neighbors import Neighbors
+    from acnn.nn.native import Laid
     from acnn.nn.potential import Potential
 
 _READY: WeakKeyDictionary[Potential, tuple[tuple[int, ...], Fused | OnGpu | None]] = WeakKeyDictionary()
@@ -176,17 +175,13 @@ class Fused:
             )
             self._weights = Weights(*(getattr(weights, f.name).detach().contiguous() for f in fields(Weights)))
 
-    def __call__(
-        self, batch: Batch, neighbors: Neighbors, species: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def __call__(self, laid: Laid, species: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Compute the members' energies, and forces and virials of their mean.
 
         Parameters
         ----------
-        batch
-            Structures.
-        neighbors
-            Their neighbours.
+        laid
+            Structures with their neighbours.
         species
             Position of each atom's element in the potential's list, shape (n_atoms,).
 
@@ -196,4 +191,4 @@ class Fused:
             Energies of each atom, shape (n_atoms, n_members), eV; forces, shape (n_atoms, 3), eV/Å; derivative by
             strain, shape (n_systems, 3, 3), eV.
         """
-        return self._kernel.evaluate(self._weights, batch, neighbors, species, self._numbers)
+        return self._kernel.evaluate(self._weights, laid, species, self._numbers)

@@ -11,14 +11,12 @@ import torch
 from acnn.arguments import pointer
 from acnn.compiled import load_library
 from acnn.cuda import WARP, CudaLibrary
-from acnn.nn.native import Structures, packed
+from acnn.nn.native import packed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from acnn.batch import Batch
-    from acnn.neighbors import Neighbors
-    from acnn.nn.native import Shape
+    from acnn.nn.native import Laid, Shape
     from acnn.nn.potential import Potential
 
 SOURCES = ("nn/kernel/invariants.cu", "nn/kernel/shape.h", "nn/kernel/basis.h", "loop.h")
@@ -136,17 +134,14 @@ class OnGpu:
         addresses = (pointer(getattr(self._weights, field.name)) for field in fields(Weights))
         self._model = packed(model(len(self._weights.table), *addresses, potential.cutoff), potential.device)
 
-    def __call__(
-        self, batch: Batch, neighbors: Neighbors, species: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def __call__(self, laid: Laid, species: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Compute the members' energies, and forces and virials of their mean; see :class:`acnn.nn.fused.Fused`."""
         device = species.device
-        structures, _kept = Structures.of(batch, neighbors, species)
-        inputs = self._model, packed(structures, device)
+        inputs = self._model, packed(laid.structures, device)
         order = torch.argsort(species, stable=True)
-        energies = torch.empty((batch.n_atoms, self._fitting.members), dtype=self._dtype, device=device)
-        forces = torch.zeros((batch.n_atoms, 3), dtype=self._dtype, device=device)
-        virial = torch.zeros((batch.n_systems, 3, 3), dtype=self._dtype, device=device)
+        energies = torch.empty((len(species), self._fitting.members), dtype=self._dtype, device=device)
+        forces = torch.zeros((len(species), 3), dtype=self._dtype, device=device)
+        virial = torch.zeros((laid.n_systems, 3, 3), dtype=self._dtype, device=device)
         for piece in torch.split(order, PIECE_ATOMS):
             features = torch.empty((len(piece), self._first.shape[1]), dtype=self._dtype, device=device)
             states = torch.empty((len(piece), self._n_state), dtype=self._dtype, device=device)

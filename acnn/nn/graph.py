@@ -84,6 +84,28 @@ def compact(vectors: torch.Tensor, index: torch.Tensor, cutoff: float) -> tuple[
     return vectors.gather(1, order[..., None].expand(-1, -1, 3)), index.gather(1, order)
 
 
+def assemble(graph: Graph, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn derivatives by the neighbour vectors into forces and virials.
+
+    Parameters
+    ----------
+    graph
+        The neighbourhoods.
+    gradient
+        dE/d(vectors), shape (n_atoms, K, 3), eV/Å.
+
+    Returns
+    -------
+    tuple
+        Forces, shape (n_atoms, 3), eV/Å, and dE/d(strain), shape (n_systems, 3, 3), eV.
+    """
+    pushed = torch.zeros_like(gradient[:, 0]).index_add(0, graph.index.reshape(-1), gradient.reshape(-1, 3))
+    forces = gradient.sum(1) - pushed
+    local = torch.bmm(graph.vectors.detach().transpose(1, 2), gradient)
+    virial = local.new_zeros((graph.n_systems, 3, 3)).index_add(0, graph.system, local)
+    return forces, 0.5 * (virial + virial.transpose(1, 2))
+
+
 def system_pieces(counts: list[int], max_atoms: int) -> list[tuple[int, int]]:
     """Cut a row of structures into runs of at most ``max_atoms`` atoms.
 

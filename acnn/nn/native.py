@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from acnn.batch import Batch
     from acnn.compiled import Library
     from acnn.neighbors import Neighbors
+    from acnn.nn.graph import Graph
 
 FUNCTIONS = {torch.float32: ("float", "sqrtf", "expf"), torch.float64: ("double", "sqrt", "exp")}
 
@@ -153,7 +154,7 @@ class Kernel:
         self._model = model_type(shape.dtype)
 
     def evaluate(
-        self, weights: Weights, batch: Batch, neighbors: Neighbors, species: torch.Tensor, numbers: tuple[float, float]
+        self, weights: Weights, laid: Laid, species: torch.Tensor, numbers: tuple[float, float]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Compute energies, forces and virials.
 
@@ -161,10 +162,8 @@ class Kernel:
         ----------
         weights
             Weights of the kernel's shape.
-        batch
-            Structures.
-        neighbors
-            Their neighbours; those beyond the cutoff are not seen.
+        laid
+            Structures with their neighbours; those beyond the cutoff are not seen.
         species
             Elements, shape (n_atoms,).
         numbers
@@ -181,18 +180,18 @@ class Kernel:
         MemoryError
             If the memory does not suffice.
         """
+        n_atoms = len(species)
         sizes = (len(weights.table), len(weights.turns), len(weights.terms))
         model = self._model(*sizes, *(pointer(getattr(weights, field.name)) for field in fields(Weights)), *numbers)
-        structures, _kept = Structures.of(batch, neighbors, species)
         order = torch.argsort(species, stable=True)
-        energies = weights.table.new_empty((batch.n_atoms, self.shape.members))
-        forces = weights.table.new_zeros((batch.n_atoms, 3))
-        virial = weights.table.new_zeros((batch.n_systems, 3, 3))
+        energies = weights.table.new_empty((n_atoms, self.shape.members))
+        forces = weights.table.new_zeros((n_atoms, 3))
+        virial = weights.table.new_zeros((laid.n_systems, 3, 3))
         failed = torch.zeros(1, dtype=torch.int32)
-        inputs = packed(model, species.device), packed(structures, species.device)
-        self._library.run("evaluate", batch.n_atoms, *inputs, order, energies, forces, virial, failed)
+        inputs = packed(model, species.device), packed(laid.structures, species.device)
+        self._library.run("evaluate", n_atoms, *inputs, order, energies, forces, virial, failed)
         if failed:
-            raise MemoryError(f"no memory for {batch.n_atoms} atoms with up to {neighbors.index.shape[1]} neighbours")
+            raise MemoryError(f"no memory for {n_atoms} atoms with up to {laid.structures.width} neighbours")
         return energies, forces, 0.5 * (virial + virial.mT)
 
 
@@ -268,10 +267,26 @@ class Structures(ctypes.Structure):
         ("vectors", ctypes.c_void_p),
     ]
 
+
+class Laid:
+    """Structures laid out for the kernels, with what must live as long as they are used.
+
+    Parameters
+    ----------
+    n_systems
+        Number of structures.
+    **tensors
+        By the names of `Structures`; what is missing is null.
+    """
+
+    def __init__(self, n_systems: int, **tensors: torch.Tensor) -> None:
+        self.n_systems = n_systems
+        self._kept = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        width = tensors["index"].shape[1]
+        self.structures = Structures(width=width, **{name: pointer(tensor) for name, tensor in self._kept.items()})
+
     @classmethod
-    def of(
-        cls, batch: Batch, neighbors: Neighbors, species: torch.Tensor
-    ) -> tuple[Structures, tuple[torch.Tensor, ...]]:
+    def of_batch(cls, batch: Batch, neighbors: Neighbors, species: torch.Tensor) -> Laid:
         """Lay out a batch.
 
         Parameters
@@ -285,19 +300,36 @@ class Structures(ctypes.Structure):
 
         Returns
         -------
-        tuple[Structures, tuple[torch.Tensor, ...]]
-            The structure of C, and the tensors that must live as long as it is used.
+        Laid
+            By positions.
         """
-        inputs = (
-            batch.positions.double().contiguous(),
-            batch.cells.double().contiguous(),
-            batch.system.contiguous(),
-            species.contiguous(),
-            neighbors.index.contiguous(),
-            neighbors.shift.float().contiguous(),
-            neighbors.mask.contiguous(),
+        return cls(
+            batch.n_systems,
+            positions=batch.positions.double(),
+            cells=batch.cells.double(),
+            system=batch.system,
+            species=species,
+            index=neighbors.index,
+            shift=neighbors.shift.float(),
+            mask=neighbors.mask,
         )
-        return cls(neighbors.index.shape[1], *map(pointer, inputs)), inputs
+
+    @classmethod
+    def of_graph(cls, graph: Graph) -> Laid:
+        """Lay out neighbourhoods.
+
+        Parameters
+        ----------
+        graph
+            The neighbourhoods.
+
+        Returns
+        -------
+        Laid
+            By vectors.
+        """
+        vectors, index = graph.vectors.detach(), graph.index
+        return cls(graph.n_systems, system=graph.system, species=graph.species, index=index, vectors=vectors)
 
 
 def packed(structure: ctypes.Structure, device: torch.device) -> torch.Tensor:

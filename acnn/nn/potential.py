@@ -15,8 +15,9 @@ from acnn.nn.attention import Attention
 from acnn.nn.derivatives import derivatives
 from acnn.nn.embedding import Embedding
 from acnn.nn.fitting import Fitting, Whitening
-from acnn.nn.fused import fused
-from acnn.nn.graph import Graph, compact, pad_vectors, system_pieces
+from acnn.nn.fused import Fused, fused
+from acnn.nn.graph import Graph, assemble, compact, pad_vectors, system_pieces
+from acnn.nn.native import Laid
 from acnn.nn.repulsion import Repulsion
 
 if TYPE_CHECKING:
@@ -211,15 +212,19 @@ class Potential(nn.Module):
             Energies, shape (n_atoms, n_members), eV; forces, shape (n_atoms, 3), eV/Å; dE/d(strain), shape
             (n_systems, 3, 3), eV.
         """
+        fast = None if create_graph or mixture is not None else fused(self, CLOSEST)
+        if isinstance(fast, Fused):
+            return fast(Laid.of_graph(graph), graph.species)
         compiled = derivatives(self, graph, CLOSEST)
         with torch.enable_grad():
             if compiled is None:
-                source = graph.vectors.detach().requires_grad_(True)  # noqa: FBT003 - the signature of torch
-                graph = replace(graph, vectors=source)
-                members = self(graph)
+                source = graph.vectors.detach()
+                source.requires_grad = True
+                members = self(replace(graph, vectors=source))
             else:
-                features, repulsion = compiled.describe()
-                source = features if features.requires_grad else features.requires_grad_(True)  # noqa: FBT003 - as above
+                source, repulsion = compiled.describe()
+                if not source.requires_grad:  # the embedding is held fixed
+                    source.requires_grad = True
                 members = self.fitting(source, graph.species, self.whitening) * self.scale + repulsion[:, None]
             chosen = members.mean(1) if mixture is None else (members * mixture[graph.system]).sum(1)
             gradient = torch.autograd.grad(chosen.sum(), source, create_graph=create_graph)[0]
@@ -263,7 +268,9 @@ class Potential(nn.Module):
             neighbors = build_neighbors(batch, self.cutoff)
         fast = None if spread else fused(self, CLOSEST)
         if fast is not None:
-            return self._output(species, batch.system, batch.cells, *fast(batch, neighbors, species))
+            return self._output(
+                species, batch.system, batch.cells, *fast(Laid.of_batch(batch, neighbors, species), species)
+            )
         limit = PIECE_ATOMS["cuda" if batch.positions.is_cuda else "cpu"]
         counts: list[int] = torch.bincount(batch.system, minlength=batch.n_systems).tolist()
         starts = [0]
@@ -355,28 +362,6 @@ def member_forces(graph: Graph, members: torch.Tensor) -> torch.Tensor:
 def force_deviation(forces: torch.Tensor) -> torch.Tensor:
     """Give the length of the members' standard deviation, shape (n_atoms,), of forces (n_members, n_atoms, 3)."""
     return forces.var(0).sum(-1).sqrt()
-
-
-def assemble(graph: Graph, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn derivatives by the neighbour vectors into forces and virials.
-
-    Parameters
-    ----------
-    graph
-        The neighbourhoods.
-    gradient
-        dE/d(vectors), shape (n_atoms, K, 3), eV/Å.
-
-    Returns
-    -------
-    tuple
-        Forces, shape (n_atoms, 3), eV/Å, and dE/d(strain), shape (n_systems, 3, 3), eV.
-    """
-    pushed = torch.zeros_like(gradient[:, 0]).index_add(0, graph.index.reshape(-1), gradient.reshape(-1, 3))
-    forces = gradient.sum(1) - pushed
-    local = torch.bmm(graph.vectors.detach().transpose(1, 2), gradient)
-    virial = local.new_zeros((graph.n_systems, 3, 3)).index_add(0, graph.system, local)
-    return forces, 0.5 * (virial + virial.transpose(1, 2))
 
 
 def _join(parts: list[Output]) -> Output:

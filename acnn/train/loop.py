@@ -21,9 +21,9 @@ from acnn.train.labels import Label, LabelSet, check_elements, read_labels
 from acnn.train.loss import RobustLoss, Weights, doubted, energy_trust, random_mixture, residuals
 from acnn.train.metrics import calibration_factors, measure, thinned, warn_of_other_units
 from acnn.train.optimizer import Soap
-from acnn.train.prepare import set_onsets, set_references, set_whitening
+from acnn.train.prepare import set_onsets, set_references, set_whitening, typical_force
 from acnn.train.restart import RunState, fingerprint, load_state, save_state
-from acnn.train.schedule import default_steps
+from acnn.train.schedule import default_steps, top_learning_rate
 from acnn.train.split import ownership, split_families
 
 if TYPE_CHECKING:
@@ -177,7 +177,8 @@ class _Run:
         set_whitening(potential, self.data, order, settings.batch_atoms, self.learned)
         self.owned = torch.as_tensor(ownership(self.labels, potential.n_members), dtype=potential.dtype)
         excess = self.data.energy / self.data.counts
-        self.loss = RobustLoss(energy_trust(excess), float(potential.scale))
+        force = typical_force([self.labels[number] for number in kept])
+        self.loss = RobustLoss(energy_trust(excess), force)
         self.doubted = doubted(self.labels, self.loss)
         named = [(name, p) for name, p in potential.named_parameters() if p.requires_grad]
         self.parameters: list[torch.Tensor] = [p for _, p in named]
@@ -185,9 +186,9 @@ class _Run:
         self.optimizer = Soap(self.parameters, settings.weight_decay, decayed)
         self.average = [p.detach().clone() for p in self.parameters]
         self.state = RunState(best=[p.detach().clone() for p in self.parameters])
-        self.max_steps = settings.max_steps or default_steps(
-            int(self.data.counts[self.kept].sum()), settings, warm=warm
-        )
+        n_atoms = int(self.data.counts[self.kept].sum())
+        self.max_steps = settings.max_steps or default_steps(n_atoms, settings, warm=warm)
+        self.top_rate = top_learning_rate(len(self.kept), n_atoms, settings, warm=warm)
 
     def fit(self, work_dir: Path | None) -> None:
         """Run until the schedule, the time or the patience ends."""
@@ -231,10 +232,8 @@ class _Run:
 
     def _learning_rate(self, progress: float) -> float:
         """Rise, then fall to zero along a half cosine."""
-        settings = self.settings
-        top = settings.warm_learning_rate if self.warm else settings.learning_rate
         rise = min(1.0, (self.state.step + 1) / max(WARM_UP_STEPS, WARM_UP * self.max_steps))
-        top *= 0.3**self.state.rewinds
+        top = self.top_rate * 0.3**self.state.rewinds
         return top * rise * (0.005 + 0.995 * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
     def _step(self, progress: float) -> None:

@@ -24,12 +24,12 @@ HUBER = 1.0  # typical misfits beyond which the loss grows linearly
 
 @dataclass(slots=True)
 class Weights:
-    """Weights of the terms at one moment of the schedule, all relative to the typical force.
+    """Weights of the terms at one moment of the schedule.
 
     Parameters
     ----------
     energy
-        Of the energy per atom, in units of (typical force x 1 Å).
+        Of the energy per atom.
     force
         Of the force components.
     virial
@@ -43,7 +43,7 @@ class Weights:
 
 @dataclass(slots=True)
 class Misfits:
-    """Residuals of a minibatch in units of the typical force (x 1 Å), and how much each one counts; NaN-free.
+    """Residuals of a minibatch in units of the potential's energy scale (/ 1 Å); NaN-free.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ class RobustLoss:
     ----------
     trust_energy
         How much each label's energy counts, shape (n_labels,).
-    scale
+    force
         The typical force, eV/Å.
 
     Notes
@@ -135,9 +135,9 @@ class RobustLoss:
     `typical` holds the running mean size of the three kinds of misfits; it belongs to the state of a restart.
     """
 
-    def __init__(self, trust_energy: torch.Tensor, scale: float) -> None:
+    def __init__(self, trust_energy: torch.Tensor, force: float) -> None:
         self.trust_energy = trust_energy
-        self.scale = scale
+        self.force = force
         self.typical = torch.full((3,), -1.0, dtype=torch.float64)
 
     def __call__(self, misfits: Misfits, targets: Targets, weights: Weights, owned: torch.Tensor) -> torch.Tensor:
@@ -160,9 +160,9 @@ class RobustLoss:
             A number.
         """
         energy_trust = self.trust_energy[targets.number]
-        size = torch.nan_to_num(targets.forces).norm(dim=1) / self.scale
+        size = torch.nan_to_num(targets.forces).norm(dim=1) / self.force
         force_trust = 1.0 / (1.0 + (size / WILD_FORCE).square())
-        virial_size = torch.nan_to_num(targets.virial).flatten(1).norm(dim=1) / targets.counts / self.scale
+        virial_size = torch.nan_to_num(targets.virial).flatten(1).norm(dim=1) / targets.counts / self.force
         virial_trust = 1.0 / (1.0 + (virial_size / WILD_FORCE).square())
         # what a label does not say counts for nothing, so that it does not make the rest count less
         force_trust = force_trust * torch.isfinite(targets.forces).all(1)
@@ -204,7 +204,7 @@ def doubted(labels: Sequence[Label], loss: RobustLoss) -> Counter[str]:
     collections.Counter
         Labels by reason; of forces, those where one atom's weighs less than half.
     """
-    far = WILD_FORCE * loss.scale
+    far = WILD_FORCE * loss.force
     wild = sum(x.forces is not None and bool((np.linalg.norm(x.forces, axis=1) > far).any()) for x in labels)
     high = int((loss.trust_energy < 0.5).sum())
     return +Counter({"energy far above the lowest": high, f"a force above {far:.3g} eV/Å": wild})

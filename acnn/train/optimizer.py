@@ -12,17 +12,18 @@ if TYPE_CHECKING:
 BETAS = (0.95, 0.97)
 SHAMPOO_BETA = 0.97
 EPSILON = 1e-8
-LARGEST_WORK = 1 << 25  # multiplications; a side whose rotation would cost more is left as it is
+LARGEST_WORK = 1 << 28  # multiplications; a side whose rotation would cost more is left as it is
 REFRESH = 10  # steps between two updates of the eigenbases
 
 
 class Soap:
-    """Optimise a fixed list of tensors; everything that a restart needs is in `state`.
+    """Optimise a fixed list of tensors; all that a restart needs is in `state`, by group of tensors of one shape.
 
     Parameters
     ----------
     parameters
-        Leaf tensors; of more than two dimensions, the leading ones number independent matrices.
+        Leaf tensors; of more than two dimensions, the leading ones number matrices, which are independent but for those
+        of four dimensions: the second then numbers matrices with the same inputs.
     weight_decay
         Decoupled decay per unit of learning rate, for matrices that ask for it.
     decayed
@@ -44,12 +45,16 @@ class Soap:
         self.decayed = list(decayed)
         self.rotate = rotate
         self.steps = 0
-        self.state: list[dict[str, torch.Tensor]] = [{} for _ in self.parameters]
+        alike: dict[torch.Size, list[int]] = {}
+        for number, parameter in enumerate(self.parameters):
+            alike.setdefault(parameter.shape, []).append(number)
+        self._groups = list(alike.values())  # tensors of one shape move together: small ones cost calls, not arithmetic
+        self.state: list[dict[str, torch.Tensor]] = [{} for _ in self._groups]
 
     def reset(self) -> None:
         """Forget all that was gathered from gradients."""
         self.steps = 0
-        self.state = [{} for _ in self.parameters]
+        self.state = [{} for _ in self._groups]
 
     def step(self, gradients: Sequence[torch.Tensor], learning_rate: float) -> None:
         """Move the parameters once.
@@ -63,21 +68,21 @@ class Soap:
         """
         self.steps += 1
         with torch.no_grad():
-            for parameter, gradient, state, decays in zip(
-                self.parameters, gradients, self.state, self.decayed, strict=True
-            ):
-                move = self._direction(gradient, state)
-                if decays and self.weight_decay:
-                    parameter.mul_(1.0 - learning_rate * self.weight_decay)
-                parameter.add_(move, alpha=-learning_rate)
+            for group, state in zip(self._groups, self.state, strict=True):
+                rotate = self.rotate and gradients[group[0]].dim() >= 2
+                moves = self._direction(torch.stack([gradients[number] for number in group]), state, rotate=rotate)
+                for number, move in zip(group, moves, strict=True):
+                    parameter = self.parameters[number]
+                    if self.decayed[number] and self.weight_decay:
+                        parameter.mul_(1.0 - learning_rate * self.weight_decay)
+                    parameter.add_(move, alpha=-learning_rate)
 
-    def _direction(self, gradient: torch.Tensor, state: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _direction(self, gradient: torch.Tensor, state: dict[str, torch.Tensor], *, rotate: bool) -> torch.Tensor:
         """Compute the preconditioned, bias-corrected direction."""
         if not state:
             # contiguous, as they are after a restart: other strides may give other bits
             state["mean"] = torch.zeros_like(gradient, memory_format=torch.contiguous_format)
             state["square"] = torch.zeros_like(gradient, memory_format=torch.contiguous_format)
-        rotate = self.rotate and gradient.dim() >= 2
         if rotate:
             self._update_bases(gradient, state)
             gradient = _rotate(gradient, state, back=False)
@@ -93,6 +98,8 @@ class Soap:
             if gradient.shape[dim] == 1 or gradient.numel() * gradient.shape[dim] > LARGEST_WORK:
                 continue
             product = gradient @ gradient.mT if side == "left" else gradient.mT @ gradient
+            if side == "left" and gradient.dim() == 5:
+                product = product.sum(-3, keepdim=True)  # of the same inputs: one basis serves all
             if side not in state:
                 state[side] = product.clone()
                 state[side + "_axes"] = torch.linalg.eigh(_steadied(product))[1].flip(-1).contiguous()

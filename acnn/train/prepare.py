@@ -13,7 +13,7 @@ from acnn.nn.repulsion import default_onset
 from acnn.train.labels import fit_references
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from acnn.nn.potential import Potential
     from acnn.train.dataset import Dataset
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 ONSET_MARGIN = 0.98  # of the shortest distance seen: the repulsion stays clear of the data
 SHORTEST = 0.4  # of the guess: whatever the labels hold, atoms that collide are pushed apart from here
+SMALLEST_SCALE, LARGEST_SCALE = 0.1, 10.0  # Å; of the energies, in units of the typical force
 WHITENING_ATOMS = 20000  # environments from which the whitening is taken, at most
 
 
 def set_references(potential: Potential, labels: Sequence[Label], learned: Collection[str]) -> None:
-    """Fit the reference energies of the elements that were not learned yet, and at first the scale of what remains."""
+    """Fit the reference energies of the elements that were not learned yet, and at first the scale of the energies."""
     numbers = [atomic_numbers[symbol] for symbol in potential.elements]
     known = {z: float(potential.reference[i]) for i, z in enumerate(numbers) if potential.elements[i] in learned}
     fresh = [z for z in numbers if z not in known]
@@ -34,7 +35,28 @@ def set_references(potential: Potential, labels: Sequence[Label], learned: Colle
         places = [numbers.index(z) for z in fresh]
         potential.reference[places] = torch.as_tensor(fit_references(holding, fresh, known))
     if not learned:
-        potential.scale.fill_(typical_force(labels))
+        potential.scale.fill_(energy_scale(labels, dict(zip(numbers, potential.reference.tolist(), strict=True))))
+
+
+def energy_scale(labels: Sequence[Label], references: Mapping[int, float]) -> float:
+    """Give the size of the energies that the network has to learn, so that it gives numbers of about one.
+
+    Parameters
+    ----------
+    labels
+        The labels.
+    references
+        Energies of the elements by atomic number, eV.
+
+    Returns
+    -------
+    float
+        The standard deviation of the energies per atom above the references, eV; between a tenth of and ten times the
+        typical force times 1 Å, so that neither a few wild labels nor many equal ones decide.
+    """
+    excess = [(x.energy - sum(references[int(z)] for z in x.atoms.numbers)) / len(x.atoms) for x in labels]
+    force = typical_force(labels)
+    return float(np.clip(np.std(excess), SMALLEST_SCALE * force, LARGEST_SCALE * force))
 
 
 def typical_force(labels: Sequence[Label]) -> float:

@@ -1,7 +1,8 @@
-"""How long a training is."""
+"""How long a training is, and how fast."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
 
 WARM_PART = 0.29
 """Steps of a warm start, in units of those from scratch."""
+
+REFERENCE_STRUCTURES = 10.0
+"""Structures in a minibatch for which the learning rates of the settings are meant."""
 
 
 def default_steps(n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
@@ -29,6 +33,50 @@ def default_steps(n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
     int
         Optimiser steps.
     """
-    batches = max(1, round(n_atoms / settings.batch_atoms))
+    batches = n_batches(n_atoms, settings)
     steps = min(int(800 * batches**0.6), 40000)
     return max(150, round(WARM_PART * steps)) if warm else steps
+
+
+def top_learning_rate(n_labels: int, n_atoms: int, settings: TrainConfig, *, warm: bool) -> float:
+    """Choose the highest learning rate from the number of structures in a minibatch.
+
+    The fewer structures a minibatch holds, the noisier are its gradients: the rate goes with the square root of their
+    number, as is usual for optimisers that divide by the size of the gradient.
+
+    Parameters
+    ----------
+    n_labels
+        Labels that are learned.
+    n_atoms
+        Their atoms.
+    settings
+        Give the rates, and the size of a minibatch.
+    warm
+        Whether training starts from a previous potential.
+
+    Returns
+    -------
+    float
+        The rate at the top of the schedule.
+    """
+    rate = settings.warm_learning_rate if warm else settings.learning_rate
+    return rate * math.sqrt(n_labels / n_batches(n_atoms, settings) / REFERENCE_STRUCTURES)
+
+
+def n_batches(n_atoms: int, settings: TrainConfig) -> int:
+    """Count the minibatches of an epoch.
+
+    Parameters
+    ----------
+    n_atoms
+        Atoms of all training labels.
+    settings
+        Gives the size of a minibatch.
+
+    Returns
+    -------
+    int
+        At least one.
+    """
+    return max(1, round(n_atoms / settings.batch_atoms))
