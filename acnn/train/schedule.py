@@ -34,7 +34,7 @@ def default_steps(n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
         Optimiser steps.
     """
     batches = n_batches(n_atoms, settings)
-    steps = min(int(800 * batches**0.6), 40000)
+    steps = min(int(800 * batches**0.7), 80000)
     return max(150, round(WARM_PART * steps)) if warm else steps
 
 
