@@ -13,11 +13,9 @@ apart.
 kernels: without and with the neighbour search. The four are copies of the one, so that all energies, forces and
 stresses must agree, which is asserted, as is that their spread vanishes.
 
-``gradient`` is what a step of training needs of the same potential and a minibatch of 256 atoms or so, on a CPU:
-members'
-energies, forces and virials, and the derivatives of a number made of all of them by all weights, with the embedding's
-part by our own code or all by PyTorch, whose results must agree. In it single precision gives the times, double the
-comparison.
+``gradient`` is what a step of training needs of such a potential and a minibatch of about 256 atoms, on a CPU: energies
+of the members, forces and virials, and the derivatives of a number made of all of them by all weights. The embedding's
+part is our own code or PyTorch's, whose results must agree. Single precision gives the times, double the comparison.
 """
 
 from __future__ import annotations
