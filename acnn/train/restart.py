@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from acnn.nn.potential import Potential
 
 FILE_NAME = "train-state.safetensors"
+VERSION = 2  # of what the optimiser keeps: another one means something else by the same names
 KEY = "acnn-train-state"
 
 
@@ -81,6 +82,7 @@ def identity(run: Any) -> dict[str, Any]:  # noqa: ANN401 - the loop's own class
         "elements": list(run.potential.elements),
         "labels": digest.hexdigest(),
         "start": run.start,
+        "version": VERSION,
     }
 
 
@@ -173,7 +175,8 @@ def load_state(folder: Path, run: Any) -> bool:  # noqa: ANN401
         raise StateError(f"{path}: damaged (its content is not what was written); delete it to start again")
     if not same:
         raise StateError(
-            f"{path}: belongs to another training (settings, labels, seed or start); delete it or choose another folder"
+            f"{path}: belongs to another training (settings, labels, seed, start or version); delete it or choose "
+            "another folder"
         )
     _restore(run, head, tensors)
     return True
