@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SOURCES = ("nn/kernel/training.c", "nn/kernel/tangent.h", *(f"nn/kernel/{name}.h" for name in HEADERS), "loop.h")
 
-LANES = 16  # at most, of any processor: rows of `sums` beyond the atoms
+LANES = 16  # at most, of any processor: for each element, rows of `sums` beyond the atoms
 TRAINED = ("mixing", "deep", "table")
 
 
@@ -61,7 +61,9 @@ def derivatives(potential: Potential, graph: Graph, closest: float) -> Derivativ
 
 
 class Derivatives:
-    """Invariants of some neighbourhoods with what is known of them.
+    """Invariants of some neighbourhoods with what is known of them; `describe` comes first.
+
+    The weights are those at its making: they must not change before all gradients are taken.
 
     Parameters
     ----------
@@ -79,7 +81,7 @@ class Derivatives:
         self.graph = graph
         self._library, self._shape, self._dtype = library, shape, potential.dtype
         self._cutoff = potential.cutoff
-        self._laid = Laid.of_graph(graph)
+        self._laid = Laid.of_graph(graph, potential.dtype)
         self.n_features = potential.embedding.n_features
         self.n_elements = len(potential.elements)
         found = embedding_weights(potential)
@@ -120,14 +122,14 @@ class Derivatives:
         return forces, virial
 
     def described(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute invariants and repulsion, without gradients."""
+        """Do as `describe`, without gradients."""
         features = self._new(self.graph.n_atoms, self.n_features)
         repulsion = self._new(self.graph.n_atoms)
         self._run("describe", lambda part: (self._sums[part], features, repulsion))
         return features, repulsion
 
     def pushed(self, by_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute forces and virials, without gradients."""
+        """Do as `push`, without gradients."""
         by_features = by_features.contiguous()
         sizes = (self.graph.n_atoms, 3), (self.graph.n_systems, 3, 3)
         found = [[self._new(*size).zero_() for size in sizes] for _ in self._parts]
@@ -188,7 +190,7 @@ class Derivatives:
 
 @cache
 def _threads(number: int) -> ThreadPoolExecutor:
-    """Keep some threads."""
+    """Keep some threads; a process that is forked off has none of them, so processes must be spawned."""
     return ThreadPoolExecutor(number)
 
 

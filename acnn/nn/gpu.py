@@ -135,7 +135,7 @@ class OnGpu:
         self._model = packed(model(len(self._weights.table), *addresses, potential.cutoff), potential.device)
 
     def __call__(self, laid: Laid, species: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Compute the members' energies, and forces and virials of their mean; see :class:`acnn.nn.fused.Fused`."""
+        """Compute what :class:`acnn.nn.fused.Fused` does, of structures laid out by positions."""
         device = species.device
         inputs = self._model, packed(laid.structures, device)
         order = torch.argsort(species, stable=True)

@@ -315,20 +315,22 @@ class Laid:
         )
 
     @classmethod
-    def of_graph(cls, graph: Graph) -> Laid:
-        """Lay out neighbourhoods.
+    def of_graph(cls, graph: Graph, dtype: torch.dtype) -> Laid:
+        """Lay out neighbourhoods, for kernels of the CPU.
 
         Parameters
         ----------
         graph
             The neighbourhoods.
+        dtype
+            What the kernel was compiled for.
 
         Returns
         -------
         Laid
             By vectors.
         """
-        vectors, index = graph.vectors.detach(), graph.index
+        vectors, index = graph.vectors.detach().to(dtype), graph.index
         return cls(graph.n_systems, system=graph.system, species=graph.species, index=index, vectors=vectors)
 
 

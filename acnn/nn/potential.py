@@ -201,8 +201,8 @@ class Potential(nn.Module):
         graph
             Neighbourhoods.
         mixture
-            Weights of the members in each structure, shape (n_systems, n_members), rows that sum to one; None: the
-            mean.
+            Weights of the members in each structure, shape (n_systems, n_members), rows that sum to one, or the
+            repulsion would not count once; None: the mean.
         create_graph
             Make forces and virials differentiable by the weights, as the energies are.
 
@@ -214,7 +214,7 @@ class Potential(nn.Module):
         """
         fast = None if create_graph or mixture is not None else fused(self, CLOSEST)
         if isinstance(fast, Fused):
-            return fast(Laid.of_graph(graph), graph.species)
+            return fast(Laid.of_graph(graph, self.dtype), graph.species)
         compiled = derivatives(self, graph, CLOSEST)
         with torch.enable_grad():
             if compiled is None:
@@ -228,7 +228,9 @@ class Potential(nn.Module):
                 members = self.fitting(source, graph.species, self.whitening) * self.scale + repulsion[:, None]
             chosen = members.mean(1) if mixture is None else (members * mixture[graph.system]).sum(1)
             gradient = torch.autograd.grad(chosen.sum(), source, create_graph=create_graph)[0]
-            return members, *(assemble(graph, gradient) if compiled is None else compiled.push(gradient))
+            if compiled is None:
+                return members, *assemble(graph, gradient)
+            return members, *(compiled.push(gradient) if create_graph else compiled.pushed(gradient))
 
     def _whitened(self, features: torch.Tensor, species: torch.Tensor) -> torch.Tensor:
         """Whiten invariants; by element."""

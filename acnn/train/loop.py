@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 WARM_UP = 0.03  # of the training, during which the learning rate rises
 WARM_UP_STEPS = 30.0  # at least
-EXPLODED = 1e6  # a loss that no training recovers from; it starts at about one
+EXPLODED = 1e6  # a loss that no training recovers from; it starts between a hundredth and a hundred
 MOST_REWINDS = 4
 SAVE_SECONDS = 30.0
 
@@ -186,9 +186,9 @@ class _Run:
         self.optimizer = Soap(self.parameters, settings.weight_decay, decayed)
         self.average = [p.detach().clone() for p in self.parameters]
         self.state = RunState(best=[p.detach().clone() for p in self.parameters])
-        n_atoms = int(self.data.counts[self.kept].sum())
-        self.max_steps = settings.max_steps or default_steps(n_atoms, settings, warm=warm)
-        self.top_rate = top_learning_rate(len(self.kept), n_atoms, settings, warm=warm)
+        size = len(self.kept), int(self.data.counts[self.kept].sum())
+        self.max_steps = settings.max_steps or default_steps(*size, settings, warm=warm)
+        self.top_rate = top_learning_rate(*size, settings, warm=warm)
 
     def fit(self, work_dir: Path | None) -> None:
         """Run until the schedule, the time or the patience ends."""

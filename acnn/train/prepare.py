@@ -52,7 +52,7 @@ def energy_scale(labels: Sequence[Label], references: Mapping[int, float]) -> fl
     -------
     float
         The standard deviation of the energies per atom above the references, eV; between a tenth of and ten times the
-        typical force times 1 Å, so that neither a few wild labels nor many equal ones decide.
+        typical force times 1 Å, beyond which a few wild labels, or many equal ones, do not decide.
     """
     excess = [(x.energy - sum(references[int(z)] for z in x.atoms.numbers)) / len(x.atoms) for x in labels]
     force = typical_force(labels)

@@ -15,14 +15,19 @@ WARM_PART = 0.29
 REFERENCE_STRUCTURES = 10.0
 """Structures in a minibatch for which the learning rates of the settings are meant."""
 
+MOST_STRUCTURES = 50.0
+"""Structures in a minibatch up to which the learning rate rises."""
 
-def default_steps(n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
+
+def default_steps(n_labels: int, n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
     """Choose the number of steps from the size of the data.
 
     Parameters
     ----------
+    n_labels
+        Labels that are learned.
     n_atoms
-        Atoms of all training labels.
+        Their atoms.
     settings
         Gives the size of a minibatch.
     warm
@@ -33,7 +38,7 @@ def default_steps(n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
     int
         Optimiser steps.
     """
-    batches = n_batches(n_atoms, settings)
+    batches = n_batches(n_labels, n_atoms, settings)
     steps = min(int(800 * batches**0.7), 80000)
     return max(150, round(WARM_PART * steps)) if warm else steps
 
@@ -42,7 +47,7 @@ def top_learning_rate(n_labels: int, n_atoms: int, settings: TrainConfig, *, war
     """Choose the highest learning rate from the number of structures in a minibatch.
 
     The fewer structures a minibatch holds, the noisier are its gradients: the rate goes with the square root of their
-    number, as is usual for optimisers that divide by the size of the gradient.
+    number, as is usual for optimisers that divide by the size of the gradient, up to the largest number measured.
 
     Parameters
     ----------
@@ -61,16 +66,19 @@ def top_learning_rate(n_labels: int, n_atoms: int, settings: TrainConfig, *, war
         The rate at the top of the schedule.
     """
     rate = settings.warm_learning_rate if warm else settings.learning_rate
-    return rate * math.sqrt(n_labels / n_batches(n_atoms, settings) / REFERENCE_STRUCTURES)
+    together = n_labels / n_batches(n_labels, n_atoms, settings)
+    return rate * math.sqrt(min(together, MOST_STRUCTURES) / REFERENCE_STRUCTURES)
 
 
-def n_batches(n_atoms: int, settings: TrainConfig) -> int:
+def n_batches(n_labels: int, n_atoms: int, settings: TrainConfig) -> int:
     """Count the minibatches of an epoch.
 
     Parameters
     ----------
+    n_labels
+        Labels that are learned: no structure is cut.
     n_atoms
-        Atoms of all training labels.
+        Their atoms.
     settings
         Gives the size of a minibatch.
 
@@ -79,4 +87,4 @@ def n_batches(n_atoms: int, settings: TrainConfig) -> int:
     int
         At least one.
     """
-    return max(1, round(n_atoms / settings.batch_atoms))
+    return max(1, min(n_labels, round(n_atoms / settings.batch_atoms)))

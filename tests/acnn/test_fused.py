@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,8 +17,12 @@ from acnn.batch import Batch
 from acnn.config import ModelConfig
 from acnn.neighbors import build_neighbors
 from acnn.nn import potential as potential_module
+from acnn.nn.derivatives import derivatives
 from acnn.nn.fused import fused
 from acnn.nn.potential import CLOSEST, Output, Potential
+
+if TYPE_CHECKING:
+    from acnn.nn.graph import Graph
 
 TOLERANCE = {"float64": 1e-11, "float32": 1e-5}  # of the largest value, rounding
 
@@ -91,6 +96,13 @@ def test_no_atom_depends_on_the_rest_of_its_batch(dtype: str):
         assert distance(alone.stress[0], together.stress[k]) < TOLERANCE[dtype]
 
 
+def neighborhoods(potential: Potential) -> Graph:
+    batch = crystals(torch.float64)
+    species = potential.species_of(batch.numbers)
+    neighbors = build_neighbors(batch, potential.cutoff)
+    return potential._graph(batch, neighbors, species, slice(0, batch.n_atoms), slice(0, batch.n_systems))
+
+
 def learning(potential: Potential, *, native: bool = True, move: float = 0.0) -> list[torch.Tensor]:
     """Compute what a training needs; the weights move by so much first, along a fixed direction."""
     draw = torch.Generator().manual_seed(1)
@@ -98,12 +110,10 @@ def learning(potential: Potential, *, native: bool = True, move: float = 0.0) ->
     with torch.no_grad():
         for weight in weights:
             weight.add_(torch.randn(weight.shape, generator=draw, dtype=torch.float64).to(weight), alpha=move)
-    batch = crystals(torch.float64)
-    species = potential.species_of(batch.numbers)
-    neighbors = build_neighbors(batch, potential.cutoff)
-    graph = potential._graph(batch, neighbors, species, slice(0, batch.n_atoms), slice(0, batch.n_systems))
-    mixture = torch.rand((batch.n_systems, potential.n_members), generator=draw, dtype=torch.float64)
+    graph = neighborhoods(potential)
+    mixture = torch.rand((graph.n_systems, potential.n_members), generator=draw, dtype=torch.float64)
     mixture = (mixture / mixture.sum(1, keepdim=True)).to(potential.dtype)
+    assert derivatives(potential, graph, CLOSEST) is not None
     with pytest.MonkeyPatch.context() as patch:
         if not native:
             patch.setattr(potential_module, "derivatives", lambda *_: None)
@@ -127,6 +137,18 @@ def test_compiled_and_recorded_derivatives_by_the_weights_agree(shape: str, dtyp
     assert max(float(x.abs().max()) for x in fast[4:]) > 0.01
     for one, other in zip(fast, slow, strict=True):
         assert distance(one, other) < (1e-10 if dtype == "float64" else 1e-3)  # near atoms: large numbers cancel
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_kernel_reads_vectors_as_well_as_positions(dtype: str, monkeypatch: pytest.MonkeyPatch):
+    potential = Potential(ModelConfig(dtype=dtype), ["Al", "Cu"], seed=3)
+    graph = neighborhoods(potential)
+    fast = potential.respond(graph)
+    monkeypatch.setattr(potential_module, "fused", lambda *_: None)
+    monkeypatch.setattr(potential_module, "derivatives", lambda *_: None)
+    for one, other in zip(fast, potential.respond(graph), strict=True):
+        assert distance(one, other.detach()) < 10 * TOLERANCE[dtype]
 
 
 @needs_compiler

@@ -279,7 +279,7 @@ def test_forces_and_stresses_in_other_units_are_noticed(caplog, name):
     factors, words = OTHER_UNITS[name]
     settings = TrainConfig(
         max_steps=250, max_pressure_gpa=1e5, learning_rate=2e-3
-    )  # so few labels are soon known by heart
+    )  # at the default rate such few labels are known by heart
     train(shaken(factors), model=MODEL, settings=settings, seed=0)
     assert re.search(words, caplog.text), caplog.text
 
@@ -372,12 +372,12 @@ def test_what_labels_do_not_say_does_not_weaken_the_rest(alloys):
     two, alone = run.data.batch(torch.arange(2))
     pair = residuals(run.potential, two, alone, None, training=False)
     whole, part, same = (
-        RobustLoss(torch.ones(40), float(run.potential.scale))(*terms, weights, owned[: len(terms[1].counts)]).item()
+        RobustLoss(torch.ones(40), run.loss.force)(*terms, weights, owned[: len(terms[1].counts)]).item()
         for terms in ((misfits, targets), (some, few), (pair, alone))
     )
     assert part == pytest.approx(same, rel=1e-3)
     assert whole != pytest.approx(same, rel=1e-2)
-    loss = RobustLoss(torch.ones(40), float(run.potential.scale))
+    loss = RobustLoss(torch.ones(40), run.loss.force)
     loss(misfits, targets, weights, owned)
     before = loss.typical.clone()
     few.virial[:] = torch.nan
