@@ -52,8 +52,7 @@ def derivatives(potential: Potential, graph: Graph, closest: float) -> Derivativ
     Derivatives | None
         None where PyTorch has to do the work: with attention, with two cutoffs, on a GPU or without a compiler.
     """
-    possible = plain(potential) and potential.attention is None and potential.device.type == "cpu"
-    if not possible or potential.dtype not in FUNCTIONS:
+    if not plain(potential) or potential.device.type != "cpu" or potential.dtype not in FUNCTIONS:
         return None
     shape = replace(shape_of(potential), members=1, hidden=())  # the fitting network is PyTorch's
     library = load_library(SOURCES, torch.device("cpu"), tuple(shape.defines(constants(closest))))
@@ -80,13 +79,16 @@ class Derivatives:
     def __init__(self, potential: Potential, graph: Graph, library: Library, shape: Shape) -> None:
         self.graph = graph
         self._library, self._shape, self._dtype = library, shape, potential.dtype
-        self._cutoff = potential.cutoff
         self._laid = Laid.of_graph(graph, potential.dtype)
         self.n_features = potential.embedding.n_features
         self.n_elements = len(potential.elements)
         found = embedding_weights(potential)
         self.trained = tuple(found[name] for name in TRAINED)
         self._weights = {name: tensor.detach().contiguous() for name, tensor in found.items()}
+        sizes = [len(found[name]) for name in ("table", "turns", "terms")]
+        addresses = {name: pointer(tensor) for name, tensor in self._weights.items()}
+        model = model_type(potential.dtype)(*sizes, cutoff=potential.cutoff, **addresses)
+        self._inputs = [packed(structure, torch.device("cpu")) for structure in (model, self._laid.structures)]
         order = torch.argsort(graph.species, stable=True)
         # one part for each thread; the same in all calls
         self._parts = [part for part in torch.tensor_split(order, torch.get_num_threads()) if len(part)]
@@ -171,21 +173,17 @@ class Derivatives:
 
     def _run(self, name: str, arguments: Callable[[int], tuple[torch.Tensor, ...]]) -> None:
         """Call a function for each part of the atoms, side by side."""
-        graph, weights = self.graph, self._weights
-        sizes = (len(weights["table"]), len(weights["turns"]), len(weights["terms"]))
-        addresses = {key: pointer(tensor) for key, tensor in weights.items()}
-        model = model_type(self._dtype)(*sizes, cutoff=self._cutoff, **addresses)
-        inputs = [packed(structure, torch.device("cpu")) for structure in (model, self._laid.structures)]
 
         def call(part: int) -> bool:
             atoms = self._parts[part]
             failed = torch.zeros(1, dtype=torch.int32)
-            self._library.run(name, len(atoms), *inputs, atoms, *arguments(part), failed)
+            self._library.run(name, len(atoms), *self._inputs, atoms, *arguments(part), failed)
             return bool(failed)
 
         parts = range(len(self._parts))
         if any(map(call, parts) if len(parts) == 1 else _threads(len(parts)).map(call, parts)):
-            raise MemoryError(f"no memory for {graph.n_atoms} atoms with up to {graph.index.shape[1]} neighbours")
+            width = self.graph.index.shape[1]
+            raise MemoryError(f"no memory for {self.graph.n_atoms} atoms with up to {width} neighbours")
 
 
 @cache

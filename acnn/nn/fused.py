@@ -35,7 +35,7 @@ def fused(potential: Potential, closest: float) -> Fused | OnGpu | None:
     Fused | OnGpu | None
         None where PyTorch has to do the work: with attention, with two cutoffs or without a compiler.
     """
-    if potential.attention is not None or not plain(potential):
+    if not plain(potential):
         return None
     tensors = (*potential.parameters(), *potential.buffers())
     state = tuple(number for tensor in tensors for number in (tensor.data_ptr(), tensor._version))  # noqa: SLF001 - torch has no public name
@@ -47,7 +47,7 @@ def fused(potential: Potential, closest: float) -> Fused | OnGpu | None:
 
 
 def plain(potential: Potential) -> bool:
-    """Say whether the compiled embedding can do what the potential's does.
+    """Say whether compiled code can do what the potential does.
 
     Parameters
     ----------
@@ -57,10 +57,10 @@ def plain(potential: Potential) -> bool:
     Returns
     -------
     bool
-        True with one cutoff and at least two factors.
+        True with one cutoff, at least two factors and no attention.
     """
     config = potential.config
-    return config.radial_cutoff == config.angular_cutoff and config.max_factors >= 2
+    return config.radial_cutoff == config.angular_cutoff and config.max_factors >= 2 and potential.attention is None
 
 
 def shape_of(potential: Potential) -> Shape:

@@ -12,9 +12,7 @@ if TYPE_CHECKING:
 BETAS = (0.95, 0.97)
 SHAMPOO_BETA = 0.97
 EPSILON = 1e-8
-LARGEST_WORK = (
-    1 << 28
-)  # multiplications; a side is left as it is if turning it costs more: first layers of 9 elements do
+LARGEST_WORK = 1 << 28  # multiplications; a side that costs more to turn is left as it is: first layers of 9 elements
 REFRESH = 10  # steps between two updates of the eigenbases
 
 

@@ -264,10 +264,7 @@ def shaken(factors: dict[str, float]) -> list[Atoms]:
 
 
 OTHER_UNITS = {
-    "hartree": (
-        {"forces": Bohr / Hartree},
-        r"the forces of (?:[89]|1\d) of 60 labels \(frames .*\) are about 0.0\d+ times",
-    ),
+    "hartree": ({"forces": Bohr / Hartree}, r"the forces of 1\d of 60 labels \(frames .*\) are about 0.0\d+ times"),
     "bohr": ({"forces": Hartree / Bohr}, r"the forces of [4-7] of 50 labels \(frames .*\) are about 5\d.* times"),
     "sign": ({"stress": -1.0}, r"the stress of \d+ of 60 labels \(frames 0, .*\) are about -[01].\d+ times"),
     "GPa": ({"stress": 1 / GPa}, r"the stress of \d+ of \d+ labels \(frames .*\) are about 1\d\d times"),
@@ -277,9 +274,8 @@ OTHER_UNITS = {
 @pytest.mark.parametrize("name", OTHER_UNITS)
 def test_forces_and_stresses_in_other_units_are_noticed(caplog, name):
     factors, words = OTHER_UNITS[name]
-    settings = TrainConfig(
-        max_steps=250, max_pressure_gpa=1e5, learning_rate=2e-3
-    )  # at the default rate such few labels are known by heart
+    # at the default rate such few labels are soon known by heart
+    settings = TrainConfig(max_steps=250, max_pressure_gpa=1e5, learning_rate=1.4e-3)
     train(shaken(factors), model=MODEL, settings=settings, seed=0)
     assert re.search(words, caplog.text), caplog.text
 

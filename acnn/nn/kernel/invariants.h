@@ -51,15 +51,22 @@ static void pairs(Invariants *s)
             }
 }
 
+/* Derivatives by the features of one degree, as a symmetric matrix over the channels. */
+static const V *spread_out(const V *g, V both[CHANNELS][CHANNELS])
+{
+    for (int c = 0; c < CHANNELS; c++) {
+        both[c][c] = 2 * *g++;
+        for (int d = c + 1; d < CHANNELS; d++) both[c][d] = both[d][c] = *g++;
+    }
+    return g;
+}
+
 static void pairs_back(Invariants *s)
 {
     const V *g = s->by_features + N_BASIS;
     for (int l = 0; l <= L_MAX; l++) {
         V both[CHANNELS][CHANNELS];
-        for (int c = 0; c < CHANNELS; c++) {
-            both[c][c] = 2 * *g++;
-            for (int d = c + 1; d < CHANNELS; d++) both[c][d] = both[d][c] = *g++;
-        }
+        g = spread_out(g, both);
         for (int q = l * l; q < (l + 1) * (l + 1); q++)
             for (int c = 0; c < CHANNELS; c++) {
                 V sum = {0};

@@ -63,16 +63,6 @@ static void pairs_along(const Invariants *s, Invariants *t)
             }
 }
 
-/* Derivatives by the features of one degree, as a symmetric matrix over the channels. */
-static const V *spread_out(const V *g, V both[CHANNELS][CHANNELS])
-{
-    for (int c = 0; c < CHANNELS; c++) {
-        both[c][c] = 2 * *g++;
-        for (int d = c + 1; d < CHANNELS; d++) both[c][d] = both[d][c] = *g++;
-    }
-    return g;
-}
-
 INLINE void pairs_learn(const int dual, Invariants *s, Invariants *t)
 {
     const V *g = s->by_features + N_BASIS, *h = t->by_features + N_BASIS;
