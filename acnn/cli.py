@@ -47,7 +47,7 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the clas
     command.add_argument("--previous", type=Path, help="potential to start from; DATA must hold its labels too")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--max-time", type=float, help="most seconds of training")
-    command.add_argument("--threads", type=int, help="CPU threads")
+    command.add_argument("--threads", type=int, help="CPU threads (default 1)")
     command.add_argument("--work-dir", type=Path, help="folder that lets a killed training go on")
     command.add_argument("--metrics", type=Path, help="CSV of the errors as training went; default: beside OUT")
     command.set_defaults(run=_train)
@@ -96,8 +96,8 @@ def _train(args: argparse.Namespace) -> None:
     if not 0 <= args.seed < 2**63:
         raise ConfigError(f"--seed: must be from 0 to 2^63 - 1, got {args.seed}")
     sections = read_config(args.config)
-    settings = section("train", TrainConfig, sections, args.config, {"max_time": args.max_time})
-    _set_threads(args.threads)
+    given = {"max_time": args.max_time, "threads": _checked_threads(args.threads)}
+    settings = section("train", TrainConfig, sections, args.config, given)
     previous = checkpoint.load(args.previous) if args.previous else None
     model = section("model", ModelConfig, sections, args.config)
     if previous is not None and "model" not in sections:
@@ -155,7 +155,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from acnn.evaluate import evaluate
     from acnn.read import read_frames
 
-    _set_threads(args.threads)
+    _set_threads(_checked_threads(args.threads))
     potential = checkpoint.load(args.model)
     frames = read_frames(args.data)
     try:
@@ -213,13 +213,18 @@ def _load_potential(model: str, device: torch.device) -> PotentialLike:
     return checkpoint.load(Path(model)).to(device)
 
 
+def _checked_threads(threads: int | None) -> int | None:
+    """Refuse a number of threads that no machine has."""
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise ConfigError(f"--threads: must be from 1 to {MOST_THREADS}, got {threads}")
+    return threads
+
+
 def _set_threads(threads: int | None) -> None:
     """Limit the threads of torch."""
     import torch
 
     if threads is not None:
-        if not 1 <= threads <= MOST_THREADS:
-            raise ConfigError(f"--threads: must be from 1 to {MOST_THREADS}, got {threads}")
         torch.set_num_threads(threads)
 
 

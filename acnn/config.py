@@ -84,6 +84,9 @@ class TrainConfig(Settings):
     )
     patience: int = Field(200, ge=1, description="Evaluations without improvement before the training stops.")
     evaluate_every: int = Field(50, ge=1, description="Optimiser steps between two evaluations on the held-out part.")
+    threads: int = Field(
+        1, ge=1, le=1024, description="CPU threads: a second one gains a tenth, and loses much where cores are shared."
+    )
     max_force: float = Field(50.0, gt=0, description="Labels with a larger force component are set aside, eV/Å.")
     max_energy: float = Field(
         20.0, gt=0, description="Labels this far above the fitted references are set aside, eV/atom."

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from acnn.train.schedule import default_steps, top_learning_rate
 from acnn.train.split import ownership, split_families
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from ase import Atoms
@@ -104,8 +105,8 @@ def train(
     settings
         How to fit.
     seed
-        Decides initial weights, held-out part and order; the same seed gives the same bits on the same machine with
-        the same number of threads as long as ``max_time`` does not end or shape the training.
+        Decides initial weights, held-out part and order; the same seed gives the same bits on the same machine as long
+        as ``max_time`` does not end or shape the training.
     previous
         Potential to start from; it is not changed. All its labels should be among ``frames``, or it forgets them.
     elements
@@ -131,9 +132,21 @@ def train(
     if previous is not None and previous.metadata.get("label_fingerprint", "") != label_fingerprint:
         raise ModelError("the previous potential learned labels of other settings; start from scratch")
     found = read_labels(frames, settings)
-    run = _Run(found, _start(found, model, seed, previous, elements), settings, seed, warm=previous is not None)
-    run.fit(work_dir)
-    return run.finish(label_fingerprint)
+    with _torch_threads(settings.threads):
+        run = _Run(found, _start(found, model, seed, previous, elements), settings, seed, warm=previous is not None)
+        run.fit(work_dir)
+        return run.finish(label_fingerprint)
+
+
+@contextmanager
+def _torch_threads(number: int) -> Iterator[None]:
+    """Let torch use so many threads for a while: by default it takes all cores, which small arrays cannot use."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _start(

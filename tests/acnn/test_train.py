@@ -59,6 +59,19 @@ def test_same_seed_same_bits(alloys):
     assert checkpoint.dumps(first) != checkpoint.dumps(other)
 
 
+def test_the_cores_of_the_machine_change_nothing(alloys, monkeypatch):
+    used = []
+    step = _Run._step
+    monkeypatch.setattr(_Run, "_step", lambda *given: (used.append(torch.get_num_threads()), step(*given)))
+    saved = []
+    for cores in (1, 3):
+        torch.set_num_threads(cores)
+        saved.append(checkpoint.dumps(train(alloys, model=MODEL, settings=QUICK, seed=3).potential))
+        assert torch.get_num_threads() == cores
+    assert saved[0] == saved[1]
+    assert set(used) == {1}
+
+
 def test_goes_on_exactly_after_a_kill(alloys, tmp_path, monkeypatch):
     whole = train(alloys, model=MODEL, settings=QUICK, seed=3).potential
     monkeypatch.setattr("acnn.train.loop.SAVE_SECONDS", 0.0)
