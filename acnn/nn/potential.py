@@ -176,6 +176,28 @@ class Potential(nn.Module):
         torch.Tensor
             Shape (n_atoms, n_members), eV.
         """
+        features, seen, extra = self.invariants(graph)
+        if self.attention is not None:
+            white = self._whitened(features, graph.species)
+            coupled = self.attention(white, graph.species, graph.index, seen)
+            features = torch.cat([features, coupled], dim=1)
+        energies: torch.Tensor = self.fitting(features, graph.species, self.whitening) * self.scale
+        return energies if extra is None else energies + extra[:, None]
+
+    def invariants(self, graph: Graph) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Compute the invariants of each atom, shape (n_atoms, n_features).
+
+        Parameters
+        ----------
+        graph
+            Neighbourhoods.
+
+        Returns
+        -------
+        tuple
+            Invariants; the distances that they see, Å, shape (n_atoms, K); the energy of the repulsion, eV, shape
+            (n_atoms,), None if no pair is as close.
+        """
         distances = graph.vectors.square().sum(-1).clamp(min=CLOSEST**2).sqrt()
         neighbor_species = graph.species[graph.index]
         seen, extra = distances, None
@@ -183,13 +205,7 @@ class Potential(nn.Module):
             first = graph.species[:, None]
             extra = self.repulsion(distances, first, neighbor_species)
             seen = self.repulsion.soften(distances, self.repulsion.onset[first, neighbor_species])
-        features = self.embedding(graph.vectors, distances, seen, neighbor_species)
-        if self.attention is not None:
-            white = self._whitened(features, graph.species)
-            coupled = self.attention(white, graph.species, graph.index, seen)
-            features = torch.cat([features, coupled], dim=1)
-        energies: torch.Tensor = self.fitting(features, graph.species, self.whitening) * self.scale
-        return energies if extra is None else energies + extra[:, None]
+        return self.embedding(graph.vectors, distances, seen, neighbor_species), seen, extra
 
     def respond(
         self, graph: Graph, mixture: torch.Tensor | None = None, *, create_graph: bool = False

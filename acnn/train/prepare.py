@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,7 @@ ONSET_MARGIN = 0.98  # of the shortest distance seen: the repulsion stays clear 
 SHORTEST = 0.4  # of the guess: whatever the labels hold, atoms that collide are pushed apart from here
 SMALLEST_SCALE, LARGEST_SCALE = 0.1, 10.0  # Å; of the energies, in units of the typical force
 WHITENING_ATOMS = 20000  # environments from which the whitening is taken, at most
+SHAKEN = 0.1  # Å, each component: environments are whitened with their atoms displaced at random
 
 
 def set_references(potential: Potential, labels: Sequence[Label], learned: Collection[str]) -> None:
@@ -92,7 +94,10 @@ def set_onsets(potential: Potential, dataset: Dataset) -> None:
 def set_whitening(
     potential: Potential, dataset: Dataset, numbers: torch.Tensor, max_atoms: int, learned: Collection[str]
 ) -> None:
-    """Take the whitening from the descriptors of some labels.
+    """Take the whitening from the descriptors of some labels, with their atoms shaken.
+
+    Forces are derivatives: combinations of invariants that hardly vary among the labels but change at once when an atom
+    moves are not to be blown up.
 
     Parameters
     ----------
@@ -128,15 +133,15 @@ def set_whitening(
 def _features(
     potential: Potential, dataset: Dataset, numbers: torch.Tensor, max_atoms: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Evaluate the descriptors of some labels in double precision."""
+    """Evaluate the descriptors of some labels, their atoms shaken, in double precision."""
     features, species = [], []
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for chosen in dataset.epoch(numbers, max_atoms, generator):
             graph, _ = dataset.batch(chosen)
-            distances = graph.vectors.norm(dim=2)
-            neighbor_species = graph.species[graph.index]
-            features.append(potential.embedding(graph.vectors, distances, distances, neighbor_species).double())
+            moves = SHAKEN * torch.randn((graph.n_atoms, 3), generator=generator, dtype=torch.float64).to(graph.vectors)
+            shaken = replace(graph, vectors=graph.vectors + moves[graph.index] - moves[:, None])
+            features.append(potential.invariants(shaken)[0].double())
             species.append(graph.species)
     return torch.cat(features), torch.cat(species)
 
