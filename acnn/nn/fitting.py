@@ -11,7 +11,8 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-WHITENING_FLOOR = 1e-5  # of the largest eigenvalue: directions below it are noise and are not blown up
+WHITENING_FLOOR = 1e-5  # of the largest eigenvalue: directions below it are noise and are not blown up...
+DAMPED = 2 / 3  # ...but no more than this part: of random structures, a few extreme ones make the largest eigenvalue
 
 
 class Whitening(nn.Module):
@@ -55,9 +56,11 @@ def whitening_of(features: torch.Tensor, fallback: torch.Tensor) -> tuple[torch.
     trust = len(features) / (len(features) + n_features)
     covariance = trust * covariance + (1.0 - trust) * _covariance(fallback)
     values, axes = torch.linalg.eigh(covariance)
+    values = values.clamp(min=0.0)
     unseen = n_features / (n_features + len(fallback))  # few environments: most directions were never seen to vary
-    floor = WHITENING_FLOOR * values[-1] + 0.1 * unseen**16 * fallback.square().sum(1).mean() + 1e-12
-    return features.mean(0), axes * (values.clamp(min=0.0) + floor).rsqrt()
+    floor = torch.minimum(WHITENING_FLOOR * values[-1], values.quantile(DAMPED))
+    floor = floor + 0.1 * unseen**16 * fallback.square().sum(1).mean() + 1e-12
+    return features.mean(0), axes * (values + floor).rsqrt()
 
 
 def _covariance(features: torch.Tensor) -> torch.Tensor:

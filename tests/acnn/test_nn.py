@@ -143,6 +143,14 @@ def test_whitening_whitens_and_survives_equal_environments():
     assert bool(torch.isfinite(matrix).all())
 
 
+def test_a_few_extreme_environments_do_not_damp_the_rest():
+    x = torch.randn(3000, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x[:3, 0] += 1e5
+    mean, matrix = whitening_of(x, x)
+    white = (x[3:] - mean) @ matrix
+    assert float(white.std(0).sort().values[1]) > 0.5  # but for the direction of the extreme ones
+
+
 def test_compact_keeps_the_near_ones():
     vectors = torch.full((3, 10, 3), 9.0)
     vectors[0, [1, 4]] = 1.0
