@@ -17,7 +17,7 @@ from acnn.errors import DataError
 from acnn.nn.graph import system_pieces
 from acnn.nn.potential import FIXED
 from acnn.train.labels import Label, LabelSet, check_elements, read_labels
-from acnn.train.units import warn_of_other_scale
+from acnn.train.units import other_scale, warn_of_other_scale
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -199,7 +199,9 @@ def _warn_of_other_units(result: Predictions, found: LabelSet) -> None:
             (np.nan, np.nan, np.nan) if a is None else (np.vdot(a, a), np.vdot(b, b), np.vdot(a, b))
             for a, b in zip(known, predicted, strict=True)
         ]
-        warn_of_other_scale(name, np.array(sums).T, frames, found.beyond[name], most=np.inf)
+        labelled, predicted_sizes, products = np.array(sums).T
+        group = other_scale(labelled, predicted_sizes, products, found.beyond[name], most=np.inf)
+        warn_of_other_scale(name, group, frames)
 
 
 def _differences(result: Predictions, labels: Sequence[Label]) -> tuple[np.ndarray, np.ndarray]:

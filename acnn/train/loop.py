@@ -20,12 +20,13 @@ from acnn.nn.potential import Potential
 from acnn.train.dataset import Dataset
 from acnn.train.labels import Label, LabelSet, check_elements, read_labels
 from acnn.train.loss import RobustLoss, Weights, doubted, energy_trust, random_mixture, residuals
-from acnn.train.metrics import calibration_factors, measure, thinned, warn_of_other_units
+from acnn.train.metrics import calibration_factors, find_other_units, measure, thinned
 from acnn.train.optimizer import Soap
 from acnn.train.prepare import set_onsets, set_references, set_whitening, typical_force
 from acnn.train.restart import RunState, fingerprint, load_state, save_state
 from acnn.train.schedule import default_steps, top_learning_rate
 from acnn.train.split import ownership, split_families
+from acnn.train.units import warn_of_other_scale
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 WARM_UP = 0.03  # of the training, during which the learning rate rises
 WARM_UP_STEPS = 30.0  # at least
+LOOKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # parts of the training after which labels in other units are looked for
 EXPLODED = 1e6  # a loss that no training recovers from; it starts between a hundredth and a hundred
 MOST_REWINDS = 4
 SAVE_SECONDS = 30.0
@@ -193,6 +195,7 @@ class _Run:
         force = typical_force([self.labels[number] for number in kept])
         self.loss = RobustLoss(energy_trust(excess), force)
         self.doubted = doubted(self.labels, self.loss)
+        self.looks, self.other_units = [*LOOKS, math.inf], dict[str, tuple[np.ndarray, float]]()
         named = [(name, p) for name, p in potential.named_parameters() if p.requires_grad]
         self.parameters: list[torch.Tensor] = [p for _, p in named]
         decayed = [name.startswith(("fitting.first", "fitting.weights", "attention")) for name, _ in named]
@@ -220,6 +223,11 @@ class _Run:
                     break
                 self._step(progress)
                 bar.update()
+                if progress >= self.looks[0]:
+                    self.looks = [look for look in self.looks if look > progress]
+                    self._swap()
+                    self._look_for_other_units()
+                    self._swap()
                 if state.step % self.settings.evaluate_every == 0:
                     self._evaluate(bar)
                 if work_dir is not None and now - saved > SAVE_SECONDS:
@@ -322,6 +330,13 @@ class _Run:
             }
         )
 
+    def _look_for_other_units(self) -> None:
+        """Keep the largest group of labels in other units that was seen: in the end some of them are known by heart."""
+        found = find_other_units(self.potential, self.data, self.settings.batch_atoms, self.beyond)
+        for name, group in found.items():
+            if name not in self.other_units or len(group[0]) >= len(self.other_units[name][0]):
+                self.other_units[name] = group
+
     def finish(self, label_fingerprint: str) -> TrainResult:
         """Put the best weights in place and write the history."""
         with torch.no_grad():
@@ -333,8 +348,9 @@ class _Run:
             potential.calibration.copy_(torch.tensor(factors))
         errors = measure(potential, self.data, self._judges(), self.settings.batch_atoms)
         del errors["score"]
-        frames = [label.frame for label in self.labels]
-        warn_of_other_units(potential, self.data, frames, self.settings.batch_atoms, self.beyond)
+        self._look_for_other_units()
+        for name, group in sorted(self.other_units.items()):
+            warn_of_other_scale(name, group, [label.frame for label in self.labels])
         for reason, count in sorted(self.doubted.items()):
             logger.info("%d of %d labels count less: %s", count, len(self.labels), reason)
         present = {chemical_symbols[z] for number in self.kept.tolist() for z in self.labels[number].atoms.numbers}

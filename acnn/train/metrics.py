@@ -10,7 +10,7 @@ import torch
 
 from acnn.nn.potential import FIXED, force_deviation, member_forces
 from acnn.train.loss import residuals
-from acnn.train.units import warn_of_other_scale
+from acnn.train.units import other_scale
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -101,27 +101,30 @@ def calibration_factors(
     return energies.factor(), forces.factor()
 
 
-def warn_of_other_units(
-    potential: Potential, data: Dataset, frames: Sequence[int], max_atoms: int, beyond: Mapping[str, int]
-) -> None:
-    """Log which labels have forces or stresses of another unit or sign than the rest, as far as the potential can tell.
+def find_other_units(
+    potential: Potential, data: Dataset, max_atoms: int, beyond: Mapping[str, int]
+) -> dict[str, tuple[np.ndarray, float]]:
+    """Find labels with forces or stresses of another unit or sign than the rest, as far as the potential can tell.
 
     Few such labels are outliers to the loss, so that the potential learns the others and shows what is wrong.
 
     Parameters
     ----------
     potential
-        The trained potential.
+        The potential.
     data
         The labels.
-    frames
-        Frame of each label in what was read.
     max_atoms
         Atoms evaluated together.
     beyond
         Count of further labels that were set aside because their "forces" or "stress" are too large.
+
+    Returns
+    -------
+    dict
+        By "forces" or "stress": numbers of such labels, and the factor, as `other_scale` gives them.
     """
-    n = len(frames)
+    n = len(data.counts)
     found = {name: np.zeros((3, n)) for name in ("forces", "stress")}
     for chosen in data.epoch(torch.arange(n), max_atoms, torch.Generator().manual_seed(0)):
         graph, targets = data.batch(chosen)
@@ -136,8 +139,8 @@ def warn_of_other_units(
             for place, product in enumerate((label * label, learned * learned, label * learned)):
                 total = torch.zeros(graph.n_systems, dtype=torch.float64).index_add(0, system, product.sum(1))
                 found[name][place, rows] = total.numpy()
-    for name, sums in found.items():
-        warn_of_other_scale(name, sums, frames, beyond[name])
+    groups = {name: other_scale(sums[0], sums[1], sums[2], beyond[name]) for name, sums in found.items()}
+    return {name: group for name, group in groups.items() if group is not None}
 
 
 class _Ratio:

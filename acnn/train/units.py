@@ -93,26 +93,19 @@ def other_scale(
     return None
 
 
-def warn_of_other_scale(
-    name: str, sums: np.ndarray, frames: Sequence[int], n_beyond: int = 0, *, most: float = 0.5
-) -> None:
+def warn_of_other_scale(name: str, group: tuple[np.ndarray, float] | None, frames: Sequence[int]) -> None:
     """Log which labels have forces or stresses of another unit or sign than the rest.
 
     Parameters
     ----------
     name
         What is compared, for the message.
-    sums
-        The arrays of `other_scale`, shape (3, n_labels).
+    group
+        From `other_scale`.
     frames
         Frame of each label in what was read.
-    n_beyond
-        Further labels that were set aside because theirs is too large.
-    most
-        Part of the labels that must not be reached, see `other_scale`.
     """
-    labelled, learned, product = sums
-    if (group := other_scale(labelled, learned, product, n_beyond, most=most)) is not None:
+    if group is not None:
         numbers, factor = group
         logger.warning(
             "the %s of %d of %d labels (frames %s) are about %.3g times what the potential makes of them: "

@@ -310,8 +310,7 @@ OTHER_UNITS = {
 @pytest.mark.parametrize("name", OTHER_UNITS)
 def test_forces_and_stresses_in_other_units_are_noticed(caplog, name):
     factors, words = OTHER_UNITS[name]
-    # at the default rate such few labels are soon known by heart
-    settings = TrainConfig(max_steps=250, max_pressure_gpa=1e5, learning_rate=1.4e-3)
+    settings = TrainConfig(max_steps=250, max_pressure_gpa=1e5)
     train(shaken(factors), model=MODEL, settings=settings, seed=0)
     assert re.search(words, caplog.text), caplog.text
 
