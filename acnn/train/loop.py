@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from acnn.errors import ConfigError, ModelError, NumericalError
 from acnn.nn.potential import Potential
+from acnn.threads import torch_threads
 from acnn.train.dataset import Dataset
 from acnn.train.labels import Label, LabelSet, check_elements, read_labels
 from acnn.train.loss import RobustLoss, Weights, doubted, energy_trust, random_mixture, residuals
@@ -29,7 +29,7 @@ from acnn.train.split import ownership, split_families
 from acnn.train.units import warn_of_other_scale
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from ase import Atoms
@@ -134,21 +134,10 @@ def train(
     if previous is not None and previous.metadata.get("label_fingerprint", "") != label_fingerprint:
         raise ModelError("the previous potential learned labels of other settings; start from scratch")
     found = read_labels(frames, settings)
-    with _torch_threads(settings.threads):
+    with torch_threads(settings.threads):
         run = _Run(found, _start(found, model, seed, previous, elements), settings, seed, warm=previous is not None)
         run.fit(work_dir)
         return run.finish(label_fingerprint)
-
-
-@contextmanager
-def _torch_threads(number: int) -> Iterator[None]:
-    """Let torch use so many threads for a while: by default it takes all cores, which small arrays cannot use."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _start(
