@@ -178,8 +178,7 @@ class Potential(nn.Module):
         """
         features, seen, extra = self.invariants(graph)
         if self.attention is not None:
-            white = self._whitened(features, graph.species)
-            coupled = self.attention(white, graph.species, graph.index, seen)
+            coupled = self.attention(self._whitened(features, graph.species), graph.species, graph.index, seen)
             features = torch.cat([features, coupled], dim=1)
         energies: torch.Tensor = self.fitting(features, graph.species, self.whitening) * self.scale
         return energies if extra is None else energies + extra[:, None]
@@ -198,11 +197,10 @@ class Potential(nn.Module):
             Invariants; the distances that they see, Å, shape (n_atoms, K); the energy of the repulsion, eV, shape
             (n_atoms,), None if no pair is as close.
         """
+        first, neighbor_species = graph.species[:, None], graph.species[graph.index]
         distances = graph.vectors.square().sum(-1).clamp(min=CLOSEST**2).sqrt()
-        neighbor_species = graph.species[graph.index]
         seen, extra = distances, None
         if bool((distances.detach() < self.repulsion.onset.max()).any()):
-            first = graph.species[:, None]
             extra = self.repulsion(distances, first, neighbor_species)
             seen = self.repulsion.soften(distances, self.repulsion.onset[first, neighbor_species])
         return self.embedding(graph.vectors, distances, seen, neighbor_species), seen, extra
