@@ -18,6 +18,7 @@ WIDEST = 6.0  # standard deviations of the wider group between two groups of one
 LEAST = 1.0  # eV/atom between two groups that are worth a word
 ALIKE = 0.9  # cosine of the angle between what a label says and what was learned: they differ in size only
 OTHER_UNIT = 8.0  # times as large or small: eV/Å and hartree/bohr differ by 51, eV/Å^3 and GPa by 160
+AGREED = 2.0  # times as large or small: what the potential does not know better yet
 SPREAD = 3.0  # between the factors of labels in one other unit, which the potential has not quite withstood
 
 
@@ -63,8 +64,9 @@ def other_scale(
         Further labels that were set aside because theirs is too large. They count towards a group of large ones, but
         for no more than it holds itself: a search sets many aside that are only strained.
     most
-        Part of the labels that such a group must stay below. Of labels that were learned the majority is right; where
-        the potential learned others, all may be wrong: infinity.
+        Part of the labels that such a group must stay below, while the rest of them agree with what was learned, or it
+        is not learned yet. Of labels that were learned the majority is right; where the potential learned others, all
+        may be wrong: infinity.
 
     Returns
     -------
@@ -77,6 +79,8 @@ def other_scale(
     known = np.isfinite(factor)
     alike = known & (np.abs(cosine) > ALIKE)
     size = np.abs(np.log(np.abs(factor, where=alike, out=np.ones_like(factor))))
+    if (alike & (factor > 0) & (size < np.log(AGREED))).sum() < (1.0 - most) * known.sum():
+        return None
     groups = [
         (alike & (size > np.log(OTHER_UNIT)) & (factor > 1), n_beyond),
         (alike & (size > np.log(OTHER_UNIT)) & (factor > 0) & (factor < 1), 0),

@@ -359,6 +359,13 @@ def test_other_units_are_those_of_a_group_smaller_than_the_rest(factor, n_other,
         assert found[1] == pytest.approx(factor)
 
 
+@pytest.mark.parametrize(("n_agreed", "noticed"), [(20, True), (19, False)])
+def test_who_has_not_learned_the_rest_accuses_no_group(n_agreed, noticed):
+    factors = np.full(40, 4.0)
+    factors[:n_agreed], factors[30:] = 1.0, 51.0
+    assert (other_scale(factors**2, np.ones(40), factors) is not None) == noticed
+
+
 @pytest.mark.parametrize("n_steps", [5, 250])
 def test_labels_of_one_unit_are_left_in_peace(caplog, n_steps):
     train(shaken({}), model=MODEL, settings=TrainConfig(max_steps=n_steps), seed=0)
