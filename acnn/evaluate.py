@@ -201,7 +201,8 @@ def _warn_of_other_units(result: Predictions, found: LabelSet) -> None:
         ]
         labelled, predicted_sizes, products = np.array(sums).T
         group = other_scale(labelled, predicted_sizes, products, found.beyond[name], most=np.inf)
-        warn_of_other_scale(name, group, frames)
+        if group is not None:
+            warn_of_other_scale(name, *group, frames)
 
 
 def _differences(result: Predictions, labels: Sequence[Label]) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 WHITENING_FLOOR = 1e-5  # of the largest eigenvalue: directions below it are noise and are not blown up...
-DAMPED = 2 / 3  # ...but no more than this part: of random structures, a few extreme ones make the largest eigenvalue
+DAMPED = 2 / 3  # ...but no more than this part: of random structures, a few extreme ones make the largest eigenvalue,
+LOWEST_FLOOR = 1e-10  # and not below this part of it, where most directions do not vary at all
 
 
 class Whitening(nn.Module):
@@ -58,7 +59,7 @@ def whitening_of(features: torch.Tensor, fallback: torch.Tensor) -> tuple[torch.
     values, axes = torch.linalg.eigh(covariance)
     values = values.clamp(min=0.0)
     unseen = n_features / (n_features + len(fallback))  # few environments: most directions were never seen to vary
-    floor = torch.minimum(WHITENING_FLOOR * values[-1], values.quantile(DAMPED))
+    floor = values.quantile(DAMPED).clamp(LOWEST_FLOOR * values[-1], WHITENING_FLOOR * values[-1])
     floor = floor + 0.1 * unseen**16 * fallback.square().sum(1).mean() + 1e-12
     return features.mean(0), axes * (values + floor).rsqrt()
 

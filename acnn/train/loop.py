@@ -184,7 +184,6 @@ class _Run:
         force = typical_force([self.labels[number] for number in kept])
         self.loss = RobustLoss(energy_trust(excess), force)
         self.doubted = doubted(self.labels, self.loss)
-        self.looks, self.other_units = [*LOOKS, math.inf], dict[str, tuple[np.ndarray, float]]()
         named = [(name, p) for name, p in potential.named_parameters() if p.requires_grad]
         self.parameters: list[torch.Tensor] = [p for _, p in named]
         decayed = [name.startswith(("fitting.first", "fitting.weights", "attention")) for name, _ in named]
@@ -212,8 +211,8 @@ class _Run:
                     break
                 self._step(progress)
                 bar.update()
-                if progress >= self.looks[0]:
-                    self.looks = [look for look in self.looks if look > progress]
+                if state.looks < len(LOOKS) and progress >= LOOKS[state.looks]:
+                    state.looks += 1
                     self._swap()
                     self._look_for_other_units()
                     self._swap()
@@ -322,9 +321,9 @@ class _Run:
     def _look_for_other_units(self) -> None:
         """Keep the largest group of labels in other units that was seen: in the end some of them are known by heart."""
         found = find_other_units(self.potential, self.data, self.settings.batch_atoms, self.beyond)
-        for name, group in found.items():
-            if name not in self.other_units or len(group[0]) >= len(self.other_units[name][0]):
-                self.other_units[name] = group
+        for name, (numbers, factor) in found.items():
+            if len(numbers) >= len(self.state.other_units.get(name, ([], 1.0))[0]):
+                self.state.other_units[name] = numbers.tolist(), factor
 
     def finish(self, label_fingerprint: str) -> TrainResult:
         """Put the best weights in place and write the history."""
@@ -338,8 +337,8 @@ class _Run:
         errors = measure(potential, self.data, self._judges(), self.settings.batch_atoms)
         del errors["score"]
         self._look_for_other_units()
-        for name, group in sorted(self.other_units.items()):
-            warn_of_other_scale(name, group, [label.frame for label in self.labels])
+        for name, (numbers, factor) in sorted(state.other_units.items()):
+            warn_of_other_scale(name, numbers, factor, [label.frame for label in self.labels])
         for reason, count in sorted(self.doubted.items()):
             logger.info("%d of %d labels count less: %s", count, len(self.labels), reason)
         present = {chemical_symbols[z] for number in self.kept.tolist() for z in self.labels[number].atoms.numbers}

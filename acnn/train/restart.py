@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from acnn.nn.potential import Potential
 
 FILE_NAME = "train-state.safetensors"
-VERSION = 2  # of what the optimiser keeps: another one means something else by the same names
+VERSION = 3  # of what the optimiser keeps: another one means something else by the same names
 KEY = "acnn-train-state"
+PLAIN = ("step", "seconds", "loss", "waited", "stopped", "rewinds", "history", "looks", "other_units")
 
 
 @dataclass(slots=True)
@@ -54,6 +55,10 @@ class RunState:
         Minibatches left of this epoch.
     history
         One record per evaluation.
+    looks
+        How often labels in other units were looked for.
+    other_units
+        The largest groups of them so far: numbers of the labels and their factor, by what they are of.
     """
 
     step: int = 0
@@ -66,6 +71,8 @@ class RunState:
     best: list[torch.Tensor] = field(default_factory=list)
     queue: list[torch.Tensor] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
+    looks: int = 0
+    other_units: dict[str, tuple[list[int], float]] = field(default_factory=dict)
 
 
 def identity(run: Any) -> dict[str, Any]:  # noqa: ANN401 - the loop's own class, which imports this module
@@ -125,7 +132,7 @@ def save_state(folder: Path, run: Any) -> None:  # noqa: ANN401
         tensors.update({f"optimizer.{i}.{key}": value.clone() for key, value in entry.items()})
     tensors.update({f"queue.{i}": chosen.clone() for i, chosen in enumerate(state.queue)})
     tensors.update({f"buffer.{key}": value.clone() for key, value in run.potential.named_buffers()})
-    head = {key: getattr(state, key) for key in ("step", "seconds", "loss", "waited", "stopped", "rewinds", "history")}
+    head = {key: getattr(state, key) for key in PLAIN}
     head |= {"identity": identity(run), "best_score": state.best_score if math.isfinite(state.best_score) else None}
     head |= {"optimizer_steps": run.optimizer.steps}
     tensors = {key: value.contiguous() for key, value in tensors.items()}
@@ -185,7 +192,7 @@ def load_state(folder: Path, run: Any) -> bool:  # noqa: ANN401
 def _restore(run: Any, head: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:  # noqa: ANN401
     """Put everything back in place."""
     state: RunState = run.state
-    for key in ("step", "seconds", "loss", "waited", "stopped", "rewinds", "history"):
+    for key in PLAIN:
         setattr(state, key, head[key])
     state.best_score = math.inf if head["best_score"] is None else head["best_score"]
     with torch.no_grad():

@@ -18,7 +18,9 @@ WIDEST = 6.0  # standard deviations of the wider group between two groups of one
 LEAST = 1.0  # eV/atom between two groups that are worth a word
 ALIKE = 0.9  # cosine of the angle between what a label says and what was learned: they differ in size only
 OTHER_UNIT = 8.0  # times as large or small: eV/Å and hartree/bohr differ by 51, eV/Å^3 and GPa by 160
-AGREED = 2.0  # times as large or small: what the potential does not know better yet
+AGREED = 2.0  # times as large or small: a label within this factor of what was learned agrees with it
+FAR = 3.0  # typical misfits of those that agree
+SILENT = 1e-3  # of the larger ones: forces that vanish by symmetry say neither yes nor no
 SPREAD = 3.0  # between the factors of labels in one other unit, which the potential has not quite withstood
 
 
@@ -57,34 +59,41 @@ def other_scale(
     labelled
         Squared length of each label's forces or virial, shape (n_labels,); NaN where it has none.
     learned
-        The same as the trained potential has it, shape (n_labels,).
+        The same as the potential has it, shape (n_labels,).
     product
         Their scalar product, shape (n_labels,).
     n_beyond
         Further labels that were set aside because theirs is too large. They count towards a group of large ones, but
         for no more than it holds itself: a search sets many aside that are only strained.
     most
-        Part of the labels that such a group must stay below, while the rest of them agree with what was learned, or it
-        is not learned yet. Of labels that were learned the majority is right; where the potential learned others, all
-        may be wrong: infinity.
+        Part of the labels that such a group must stay below; at least as many as the rest must agree with what was
+        learned. Of labels that the potential learns the majority is right; where it learned others, all may be wrong:
+        infinity.
 
     Returns
     -------
     tuple
         Indices of such labels and the factor; None if there are too few for a group of its own, or so many that the
-        rest are the others.
+        rest are the others, or if the potential does not know the rest yet.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         factor, cosine = product / learned, product / np.sqrt(labelled * learned)
     known = np.isfinite(factor)
     alike = known & (np.abs(cosine) > ALIKE)
     size = np.abs(np.log(np.abs(factor, where=alike, out=np.ones_like(factor))))
-    if (alike & (factor > 0) & (size < np.log(AGREED))).sum() < (1.0 - most) * known.sum():
+    telling = known & (labelled > SILENT**2 * np.quantile(labelled[known], 0.9)) if known.any() else known
+    agreed = telling & alike & (factor > 0) & (size < np.log(AGREED))
+    if agreed.sum() >= 0.5 * telling.sum() > 0:
+        misfit = labelled + learned - 2.0 * product
+        far = misfit > FAR**2 * np.median(misfit[agreed])  # the sign of a force smaller than that is chance
+    elif most < 1.0:
         return None
+    else:
+        far = known
     groups = [
         (alike & (size > np.log(OTHER_UNIT)) & (factor > 1), n_beyond),
         (alike & (size > np.log(OTHER_UNIT)) & (factor > 0) & (factor < 1), 0),
-        (alike & (size < np.log(OTHER_UNIT)) & (factor < 0), 0),
+        (alike & far & (size < np.log(OTHER_UNIT)) & (factor < 0), 0),
     ]
     for group, n_more in groups:
         if group.any():
@@ -97,31 +106,31 @@ def other_scale(
     return None
 
 
-def warn_of_other_scale(name: str, group: tuple[np.ndarray, float] | None, frames: Sequence[int]) -> None:
+def warn_of_other_scale(name: str, numbers: Sequence[int] | np.ndarray, factor: float, frames: Sequence[int]) -> None:
     """Log which labels have forces or stresses of another unit or sign than the rest.
 
     Parameters
     ----------
     name
         What is compared, for the message.
-    group
-        From `other_scale`.
+    numbers
+        Labels of the group, from `other_scale`.
+    factor
+        Theirs.
     frames
         Frame of each label in what was read.
     """
-    if group is not None:
-        numbers, factor = group
-        logger.warning(
-            "the %s of %d of %d labels (frames %s) are about %.3g times what the potential makes of them: "
-            "do all have the same units and sign?",
-            name,
-            len(numbers),
-            len(frames),
-            first_frames(numbers, frames),
-            factor,
-        )
+    logger.warning(
+        "the %s of %d of %d labels (frames %s) are about %.3g times what the potential makes of them: "
+        "do all have the same units and sign?",
+        name,
+        len(numbers),
+        len(frames),
+        first_frames(numbers, frames),
+        factor,
+    )
 
 
-def first_frames(numbers: np.ndarray, frames: Sequence[int]) -> str:
+def first_frames(numbers: Sequence[int] | np.ndarray, frames: Sequence[int]) -> str:
     """Name the first five frames of a group of labels."""
     return ", ".join(str(frames[number]) for number in numbers[:5]) + (", ..." if len(numbers) > 5 else "")

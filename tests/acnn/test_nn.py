@@ -151,6 +151,13 @@ def test_a_few_extreme_environments_do_not_damp_the_rest():
     assert float(white.std(0).sort().values[1]) > 0.5  # but for the direction of the extreme ones
 
 
+def test_what_does_not_vary_is_not_blown_up():
+    x = torch.randn(3000, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x[:, 5:] = x[:, :1] + 1e-9 * x[:, 5:]
+    mean, matrix = whitening_of(x, x)
+    assert float(((x - mean) @ matrix).std(0).sort().values[:-5].max()) < 1e-3
+
+
 def test_compact_keeps_the_near_ones():
     vectors = torch.full((3, 10, 3), 9.0)
     vectors[0, [1, 4]] = 1.0

@@ -359,11 +359,32 @@ def test_other_units_are_those_of_a_group_smaller_than_the_rest(factor, n_other,
         assert found[1] == pytest.approx(factor)
 
 
-@pytest.mark.parametrize(("n_agreed", "noticed"), [(20, True), (19, False)])
-def test_who_has_not_learned_the_rest_accuses_no_group(n_agreed, noticed):
+@pytest.mark.parametrize(("n_agreed", "n_silent", "noticed"), [(20, 0, True), (19, 0, False), (12, 16, True)])
+def test_who_has_not_learned_the_rest_accuses_no_group(n_agreed, n_silent, noticed):
     factors = np.full(40, 4.0)
     factors[:n_agreed], factors[30:] = 1.0, 51.0
-    assert (other_scale(factors**2, np.ones(40), factors) is not None) == noticed
+    factors[n_agreed : n_agreed + n_silent] = 1e-9
+    found = other_scale(factors**2, np.where(factors > 1e-6, 1.0, 1e-12), np.where(factors > 1e-6, factors, 0.0))
+    assert (found is not None) == noticed
+
+
+def test_signs_of_forces_below_the_typical_misfit_are_chance():
+    labelled, learned = np.ones(40), np.full(40, 1.2)
+    labelled[:10] = learned[:10] = 0.05
+    product = np.array([-1.0] * 10 + [1.0] * 30)
+    assert other_scale(labelled**2, learned**2, labelled * learned * product) is None
+    labelled[:10] = learned[:10] = 1.0
+    found = other_scale(labelled**2, learned**2, labelled * learned * product)
+    assert found is not None
+    assert found[0].tolist() == list(range(10))
+
+
+def test_an_evaluation_without_stresses_and_forces_says_nothing(alloys, caplog):
+    frames = [atoms.copy() for atoms in alloys]
+    for atoms, told in zip(frames, alloys, strict=True):
+        atoms.calc = SinglePointCalculator(atoms, energy=told.get_potential_energy())
+    assert evaluate(Potential(MODEL, ["Cu", "Au"], seed=0), frames).force_mae_ev_per_a is None
+    assert "units" not in caplog.text
 
 
 @pytest.mark.parametrize("n_steps", [5, 250])
