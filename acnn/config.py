@@ -71,7 +71,7 @@ class TrainConfig(Settings):
         description="Highest learning rate of a training from scratch with ten structures in a minibatch; it goes with "
         "the root of their number.",
     )
-    warm_learning_rate: float = Field(6e-3, gt=0, description="Highest learning rate of a warm start, likewise.")
+    warm_learning_rate: float = Field(1.5e-3, gt=0, description="Highest learning rate of a warm start, likewise.")
     energy_weight: float = Field(30.0, ge=0, description="Final weight of the energy per atom in the loss.")
     force_weight: float = Field(1.0, ge=0, description="Weight of the force components in the loss.")
     virial_weight: float = Field(1.0, ge=0, description="Weight of the virial per atom in the loss.")
