@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from acnn.relax.interface import PotentialLike
 
-MOST_THREADS = 1024
 TORCHSIM = "torchsim:"  # how a model begins that a function makes
 
 
@@ -47,7 +46,9 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the clas
     command.add_argument("--previous", type=Path, help="potential to start from; DATA must hold its labels too")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--max-time", type=float, help="most seconds of training")
-    command.add_argument("--threads", type=int, help="CPU threads (default 1)")
+    command.add_argument(
+        "--threads", type=int, help="CPU threads (default 1); with others a killed training does not go on"
+    )
     command.add_argument("--work-dir", type=Path, help="folder that lets a killed training go on")
     command.add_argument("--metrics", type=Path, help="CSV of the errors as training went; default: beside OUT")
     command.set_defaults(run=_train)
@@ -215,6 +216,8 @@ def _load_potential(model: str, device: torch.device) -> PotentialLike:
 
 def _checked_threads(threads: int | None) -> int | None:
     """Refuse a number of threads that no machine has."""
+    from acnn.config import MOST_THREADS
+
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise ConfigError(f"--threads: must be from 1 to {MOST_THREADS}, got {threads}")
     return threads

@@ -16,6 +16,9 @@ class Settings(BaseModel):
 DeviceName = Literal["auto", "cpu", "cuda"]
 """Where a potential runs; auto takes a GPU where there is one."""
 
+MOST_THREADS = 1024
+"""A number of threads beyond which it is a mistake."""
+
 
 class ModelConfig(Settings):
     """Shape of the potential: embedding, optional attention, fitting, committee."""
@@ -85,7 +88,10 @@ class TrainConfig(Settings):
     patience: int = Field(200, ge=1, description="Evaluations without improvement before the training stops.")
     evaluate_every: int = Field(50, ge=1, description="Optimiser steps between two evaluations on the held-out part.")
     threads: int = Field(
-        1, ge=1, le=1024, description="CPU threads: a second one gains a tenth, and loses much where cores are shared."
+        1,
+        ge=1,
+        le=MOST_THREADS,
+        description="CPU threads; two gain a tenth, and lose much where cores are shared.",
     )
     max_force: float = Field(50.0, gt=0, description="Labels with a larger force component are set aside, eV/Å.")
     max_energy: float = Field(

@@ -184,7 +184,7 @@ class Potential(nn.Module):
         return energies if extra is None else energies + extra[:, None]
 
     def invariants(self, graph: Graph) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Compute the invariants of each atom, shape (n_atoms, n_features).
+        """Compute the invariants of each atom, and what the repulsion does.
 
         Parameters
         ----------
@@ -194,7 +194,7 @@ class Potential(nn.Module):
         Returns
         -------
         tuple
-            Invariants; the distances that they see, Å, shape (n_atoms, K); the energy of the repulsion, eV, shape
+            Invariants, (n_atoms, n_features); the distances that they see, Å, (n_atoms, K); the repulsion's energy, eV,
             (n_atoms,), None if no pair is as close.
         """
         first, neighbor_species = graph.species[:, None], graph.species[graph.index]

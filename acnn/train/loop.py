@@ -107,8 +107,8 @@ def train(
     settings
         How to fit.
     seed
-        Decides initial weights, held-out part and order; the same seed gives the same bits on the same machine as long
-        as ``max_time`` does not end or shape the training.
+        Decides initial weights, held-out part and order; the same seed and ``threads`` give the same bits on the same
+        machine as long as ``max_time`` does not end or shape the training.
     previous
         Potential to start from; it is not changed. All its labels should be among ``frames``, or it forgets them.
     elements

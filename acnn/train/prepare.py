@@ -97,7 +97,7 @@ def set_whitening(
     """Take the whitening from the descriptors of some labels, with their atoms shaken.
 
     Forces are derivatives: combinations of invariants that hardly vary among the labels but change at once when an atom
-    moves are not to be blown up.
+    moves are not to be blown up. (In a cell of one atom nothing moves against anything.)
 
     Parameters
     ----------
