@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,12 @@ def labelled(atoms: Atoms) -> Atoms:
     results = {"energy": work.get_potential_energy(), "forces": work.get_forces(), "stress": work.get_stress()}
     atoms.calc = SinglePointCalculator(atoms, **results)
     return atoms
+
+
+@pytest.fixture(scope="session")
+def label() -> Callable[[Atoms], Atoms]:
+    """Give what labels a structure."""
+    return labelled
 
 
 def random_alloys(n: int, seed: int) -> list[Atoms]:
