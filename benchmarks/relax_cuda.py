@@ -31,7 +31,7 @@ from acnn import checkpoint
 from acnn.batch import Batch
 from acnn.config import RelaxConfig
 from acnn.neighbors import build_neighbors
-from acnn.relax import Relaxed, relax
+from acnn.relax import Relaxed, RelaxStatus, relax
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -225,14 +225,17 @@ def run(potential: Potential, crystals: Crystals, workers: int) -> tuple[dict[st
 
 
 def compare(potential: Potential, crystals: Crystals, first: list[Relaxed], cpu: list[Relaxed]) -> dict[str, Any]:
-    """Check the promises, and that CPU and GPU find the same energy in the same basin."""
+    """Check the promises, and that CPU and GPU find the same energy in the same basin where both converge."""
     checks.promises(potential, list(crystals.frames(CHECKED)), first, PRESSURE_GPA)
+    both = [(g, c) for g, c in zip(first, cpu, strict=True) if g.status is c.status is RelaxStatus.CONVERGED]
     ends = []
-    for result in cpu:
+    for _, result in both:
         atoms = result.atoms.copy()
         atoms.calc = SinglePointCalculator(atoms, energy=result.energy)
         ends.append(atoms)
-    same = checks.same_minima(first, ends)
+    same = checks.same_minima([ours for ours, _ in both], ends)
+    same["converged_on_the_cpu"] = sum(result.status is RelaxStatus.CONVERGED for result in cpu)
+    same["converged_on_the_gpu"] = sum(result.status is RelaxStatus.CONVERGED for result in first)
     assert same["same_energy"] >= 0.99 * same["same_basin"], same
     return same
 

@@ -58,7 +58,7 @@ class Worker:
 WORKERS = {
     "my": Worker("Runs every stage.", "", 16, 1, 24),
     "light": Worker("Runs generate, select, advance and report: seconds to minutes, one core.", "light", 1, 1, 4),
-    "ml": Worker("Runs relax and train: many cores, or a GPU.", "ml", 16, 1, 24),
+    "ml": Worker("Runs relax and train: `relax: workers` cores (a training takes one), or a GPU.", "ml", 16, 1, 24),
     "dft": Worker("Runs label: first principles.", "dft", 64, 64, 24),
 }
 """By the first word of their files."""

@@ -192,7 +192,7 @@ class _Run:
         self.state = RunState(best=[p.detach().clone() for p in self.parameters])
         size = len(self.kept), int(self.data.counts[self.kept].sum())
         self.max_steps = settings.max_steps or default_steps(*size, settings, warm=warm)
-        self.top_rate = top_learning_rate(*size, settings, warm=warm)
+        self.top_rate = top_learning_rate(*size, self.max_steps, settings, warm=warm)
 
     def fit(self, work_dir: Path | None) -> None:
         """Run until the schedule, the time or the patience ends."""

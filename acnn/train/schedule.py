@@ -18,6 +18,9 @@ REFERENCE_STRUCTURES = 10.0
 MOST_STRUCTURES = 50.0
 """Structures in a minibatch up to which the learning rate rises."""
 
+REFERENCE_STEPS = 1000
+"""Steps of a training from which the learning rate falls with its length."""
+
 
 def default_steps(n_labels: int, n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
     """Choose the number of steps from the size of the data.
@@ -43,11 +46,13 @@ def default_steps(n_labels: int, n_atoms: int, settings: TrainConfig, *, warm: b
     return max(150, round(WARM_PART * steps)) if warm else steps
 
 
-def top_learning_rate(n_labels: int, n_atoms: int, settings: TrainConfig, *, warm: bool) -> float:
-    """Choose the highest learning rate from the number of structures in a minibatch.
+def top_learning_rate(n_labels: int, n_atoms: int, steps: int, settings: TrainConfig, *, warm: bool) -> float:
+    """Choose the highest learning rate from the number of structures in a minibatch and the length of the training.
 
     The fewer structures a minibatch holds, the noisier are its gradients: the rate goes with the square root of their
-    number, as is usual for optimisers that divide by the size of the gradient, up to the largest number measured.
+    number, as is usual for optimisers that divide by the size of the gradient, up to the largest number measured. And
+    whoever has more steps can take smaller ones, which carry less noise into what the labels do not tell: the rate
+    falls with the fourth root of the length, as measured.
 
     Parameters
     ----------
@@ -55,6 +60,8 @@ def top_learning_rate(n_labels: int, n_atoms: int, settings: TrainConfig, *, war
         Labels that are learned.
     n_atoms
         Their atoms.
+    steps
+        Optimiser steps of the whole training.
     settings
         Give the rates, and the size of a minibatch.
     warm
@@ -67,7 +74,8 @@ def top_learning_rate(n_labels: int, n_atoms: int, settings: TrainConfig, *, war
     """
     rate = settings.warm_learning_rate if warm else settings.learning_rate
     together = n_labels / n_batches(n_labels, n_atoms, settings)
-    return rate * math.sqrt(min(together, MOST_STRUCTURES) / REFERENCE_STRUCTURES)
+    structures = min(together, MOST_STRUCTURES) / REFERENCE_STRUCTURES
+    return rate * math.sqrt(structures) * min(1.0, REFERENCE_STEPS / steps) ** 0.25
 
 
 def n_batches(n_labels: int, n_atoms: int, settings: TrainConfig) -> int:

@@ -50,8 +50,14 @@ def test_wild_and_equal_energies_are_bounded_by_the_forces():
 )
 def test_the_rate_goes_with_the_root_of_the_structures_in_a_minibatch(n_labels: int, n_atoms: int, together: float):
     for warm, rate in ((False, 0.01), (True, 0.005)):
-        found = top_learning_rate(n_labels, n_atoms, SETTINGS, warm=warm)
+        found = top_learning_rate(n_labels, n_atoms, 1000, SETTINGS, warm=warm)
         assert found == pytest.approx(rate * np.sqrt(together / 10))
+
+
+@pytest.mark.parametrize(("steps", "part"), [(150, 1.0), (1000, 1.0), (16000, 0.5), (81000, 1 / 3)])
+def test_the_rate_falls_with_the_fourth_root_of_a_long_training(steps: int, part: float):
+    for warm, rate in ((False, 0.01), (True, 0.005)):
+        assert top_learning_rate(100, 2560, steps, SETTINGS, warm=warm) == pytest.approx(rate * part)
 
 
 def test_no_structure_is_cut_into_minibatches():
