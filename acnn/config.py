@@ -71,8 +71,8 @@ class TrainConfig(Settings):
     learning_rate: float = Field(
         8e-3,
         gt=0,
-        description="Highest learning rate of a training from scratch with ten structures in a minibatch and a thousand "
-        "steps; it goes with the root of the structures, and falls with the fourth root of more steps.",
+        description="Highest learning rate of a training from scratch with ten structures in a minibatch and a "
+        "thousand steps; it goes with the root of the structures, and falls with the fourth root of more steps.",
     )
     warm_learning_rate: float = Field(1.75e-3, gt=0, description="Highest learning rate of a warm start, likewise.")
     energy_weight: float = Field(30.0, ge=0, description="Final weight of the energy per atom in the loss.")
