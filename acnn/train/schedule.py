@@ -75,7 +75,7 @@ def top_learning_rate(n_labels: int, n_atoms: int, steps: int, settings: TrainCo
     rate = settings.warm_learning_rate if warm else settings.learning_rate
     together = n_labels / n_batches(n_labels, n_atoms, settings)
     structures = min(together, MOST_STRUCTURES) / REFERENCE_STRUCTURES
-    return rate * math.sqrt(structures) * min(1.0, REFERENCE_STEPS / steps) ** 0.25
+    return rate * math.sqrt(structures) * math.pow(min(1.0, REFERENCE_STEPS / steps), 0.25)
 
 
 def n_batches(n_labels: int, n_atoms: int, settings: TrainConfig) -> int:
