@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from acnn.nn.potential import Potential
 
 FILE_NAME = "train-state.safetensors"
-VERSION = 3  # of what the optimiser keeps: another one means something else by the same names
+VERSION = 4  # of what the optimiser keeps and how fast it goes: another one means something else by the same names
 KEY = "acnn-train-state"
-PLAIN = ("step", "seconds", "loss", "waited", "stopped", "rewinds", "history", "looks", "other_units")
+PLAIN = ("step", "seconds", "loss", "waited", "stopped", "rewinds", "history", "looks", "other_units", "settling")
 
 
 @dataclass(slots=True)
@@ -55,6 +55,8 @@ class RunState:
         Minibatches left of this epoch.
     history
         One record per evaluation.
+    settling
+        Whether the learning rate is nearly gone: the best weights are those since then.
     looks
         How often labels in other units were looked for.
     other_units
@@ -71,6 +73,7 @@ class RunState:
     best: list[torch.Tensor] = field(default_factory=list)
     queue: list[torch.Tensor] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
+    settling: bool = False
     looks: int = 0
     other_units: dict[str, tuple[list[int], float]] = field(default_factory=dict)
 

@@ -1,5 +1,6 @@
 """Training learns, is deterministic, goes on after a kill, warm-starts, and says what it set aside."""
 
+import itertools
 import re
 from dataclasses import replace
 
@@ -17,12 +18,12 @@ from acnn.config import ModelConfig, TrainConfig
 from acnn.errors import ConfigError, DataError, ModelError, NumericalError
 from acnn.evaluate import evaluate, predict
 from acnn.nn.potential import Potential
-from acnn.train import history_csv, train
+from acnn.train import history_csv, loop, train
 from acnn.train.dataset import Dataset
 from acnn.train.labels import fit_references, read_labels
 from acnn.train.loop import _digests, _Run
 from acnn.train.loss import RobustLoss, Weights, doubted, random_mixture, residuals
-from acnn.train.metrics import calibration_factors
+from acnn.train.metrics import calibration_factors, measure
 from acnn.train.split import family_blocks, ownership, split_families
 from acnn.train.units import other_scale
 
@@ -204,6 +205,15 @@ def test_patience_ends_the_training_and_the_best_weights_are_kept(alloys):
     assert best < len(forces) - 3
     assert kept == pytest.approx((forces[best], energies[best]), rel=1e-5)
     assert result.potential.metadata["trainings"][-1]["held_out"] == result.errors
+
+
+def test_the_best_weights_are_those_of_a_low_learning_rate(alloys, monkeypatch):
+    scores = itertools.count()  # the first weights look best
+    monkeypatch.setattr(loop, "measure", lambda *args: {**measure(*args), "score": float(next(scores))})
+    result = train(alloys, model=MODEL, settings=TrainConfig(max_steps=50, evaluate_every=1), seed=0)
+    settled = result.history[39]
+    assert settled["step"] == 40
+    assert result.errors == pytest.approx({name: settled[name] for name in result.errors}, rel=1e-5)
 
 
 def test_elements_can_be_wider_than_the_labels(alloys):
