@@ -41,10 +41,7 @@ logger = logging.getLogger(__name__)
 WARM_UP = 0.03  # of the training, during which the learning rate rises
 WARM_UP_STEPS = 30.0  # at least
 LOOKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # parts of the training after which labels in other units are looked for
-SETTLING = (
-    0.8  # of the training, after which the learning rate is below a tenth of its highest: weights from before are
-)
-# not settled, and that a few structures held out like them is chance
+SETTLING = 0.8  # of the training: with a rate below a tenth of its highest the weights settle; those kept are of then
 EXPLODED = 1e6  # a loss that no training recovers from; it starts between a hundredth and a hundred
 MOST_REWINDS = 4
 SAVE_SECONDS = 30.0
