@@ -72,7 +72,8 @@ class TrainConfig(Settings):
         8e-3,
         gt=0,
         description="Highest learning rate of a training from scratch with ten structures in a minibatch and a "
-        "thousand steps; it goes with the root of the structures, and falls with the fourth root of more steps.",
+        "thousand steps planned; it goes with the root of the structures, and beyond that falls with the fourth root of "
+        "the steps.",
     )
     warm_learning_rate: float = Field(1.75e-3, gt=0, description="Highest learning rate of a warm start, likewise.")
     energy_weight: float = Field(30.0, ge=0, description="Final weight of the energy per atom in the loss.")
@@ -85,7 +86,12 @@ class TrainConfig(Settings):
     validation_fraction: float = Field(
         0.05, ge=0, lt=0.9, description="Part of the structure families held out; of few labels twice as many."
     )
-    patience: int = Field(200, ge=1, description="Evaluations without improvement before the training stops.")
+    patience: int = Field(
+        200,
+        ge=1,
+        description="Evaluations without improvement before the training stops; one that runs on keeps the best weights "
+        "of its last fifth.",
+    )
     evaluate_every: int = Field(50, ge=1, description="Optimiser steps between two evaluations on the held-out part.")
     threads: int = Field(
         1,

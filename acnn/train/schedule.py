@@ -61,7 +61,7 @@ def top_learning_rate(n_labels: int, n_atoms: int, steps: int, settings: TrainCo
     n_atoms
         Their atoms.
     steps
-        Optimiser steps of the whole training.
+        Optimiser steps of the whole training as planned, whatever a limit of time may leave of them.
     settings
         Give the rates, and the size of a minibatch.
     warm

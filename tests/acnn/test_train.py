@@ -74,21 +74,28 @@ def test_the_cores_of_the_machine_change_nothing(alloys, monkeypatch):
     assert set(used) == {1}
 
 
-def test_goes_on_exactly_after_a_kill(alloys, tmp_path, monkeypatch):
-    whole = train(alloys, model=MODEL, settings=QUICK, seed=3).potential
+@pytest.mark.parametrize(
+    ("settings", "stop"),
+    [(QUICK, 17), (TrainConfig(max_steps=50, evaluate_every=1), 45)],
+    ids=["before it settles", "while it settles"],
+)
+def test_goes_on_exactly_after_a_kill(alloys, tmp_path, monkeypatch, settings, stop):
+    scores = itertools.count()  # always rising: what is best depends on when it was first asked
+    monkeypatch.setattr(loop, "measure", lambda *args: {**measure(*args), "score": float(next(scores))})
+    whole = train(alloys, model=MODEL, settings=settings, seed=3).potential
     monkeypatch.setattr("acnn.train.loop.SAVE_SECONDS", 0.0)
     step = _Run._step
 
     def killed(run: _Run, progress: float) -> None:
-        if run.state.step == 17:
+        if run.state.step == stop:
             raise KeyboardInterrupt
         step(run, progress)
 
     monkeypatch.setattr(_Run, "_step", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(alloys, model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path)
+        train(alloys, model=MODEL, settings=settings, seed=3, work_dir=tmp_path)
     monkeypatch.setattr(_Run, "_step", step)
-    resumed = train(alloys, model=MODEL, settings=QUICK, seed=3, work_dir=tmp_path).potential
+    resumed = train(alloys, model=MODEL, settings=settings, seed=3, work_dir=tmp_path).potential
     before, after = whole.state_dict(), resumed.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -647,6 +654,15 @@ def test_an_exploded_loss_is_taken_back(alloys, monkeypatch, caplog):
     bad_calls.update(range(1000))
     with pytest.raises(NumericalError, match="is one of the labels wrong"):
         train(alloys, model=MODEL, settings=QUICK, seed=0)
+
+
+def test_a_long_training_learns_at_a_lower_rate(alloys):
+    found = read_labels(alloys, QUICK)
+    rates = [
+        _Run(found, Potential(MODEL, ["Cu", "Au"], 0), TrainConfig(max_steps=steps), 0, warm=False).top_rate
+        for steps in (1000, 16000)
+    ]
+    assert rates[1] == pytest.approx(rates[0] / 2)
 
 
 def test_time_limit_ends_the_training(alloys):
