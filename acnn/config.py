@@ -72,8 +72,8 @@ class TrainConfig(Settings):
         8e-3,
         gt=0,
         description="Highest learning rate of a training from scratch with ten structures in a minibatch and a "
-        "thousand steps planned; it goes with the root of the structures, and beyond that falls with the fourth root of "
-        "the steps.",
+        "thousand steps planned; it goes with the root of the structures, and beyond that falls with the fourth root "
+        "of the steps.",
     )
     warm_learning_rate: float = Field(1.75e-3, gt=0, description="Highest learning rate of a warm start, likewise.")
     energy_weight: float = Field(30.0, ge=0, description="Final weight of the energy per atom in the loss.")
@@ -89,8 +89,8 @@ class TrainConfig(Settings):
     patience: int = Field(
         200,
         ge=1,
-        description="Evaluations without improvement before the training stops; one that runs on keeps the best weights "
-        "of its last fifth.",
+        description="Evaluations without improvement before the training stops; one that runs on keeps the best "
+        "weights of its last fifth.",
     )
     evaluate_every: int = Field(50, ge=1, description="Optimiser steps between two evaluations on the held-out part.")
     threads: int = Field(

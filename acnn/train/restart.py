@@ -56,7 +56,7 @@ class RunState:
     history
         One record per evaluation.
     settling
-        Whether the learning rate is at most a tenth of its highest: the best score, and what follows from it, is of since then.
+        Whether the learning rate is at most a tenth of its highest: the best score and its weights are of since then.
     looks
         How often labels in other units were looked for.
     other_units
