@@ -74,14 +74,20 @@ def test_the_cores_of_the_machine_change_nothing(alloys, monkeypatch):
     assert set(used) == {1}
 
 
+@pytest.fixture
+def rising_scores(monkeypatch):
+    """Let each evaluation look worse than those before: the first weights that are asked are the best."""
+    scores = itertools.count()
+    monkeypatch.setattr(loop, "measure", lambda *args: {**measure(*args), "score": float(next(scores))})
+
+
 @pytest.mark.parametrize(
     ("settings", "stop"),
     [(QUICK, 17), (TrainConfig(max_steps=50, evaluate_every=1), 45)],
     ids=["before it settles", "while it settles"],
 )
+@pytest.mark.usefixtures("rising_scores")
 def test_goes_on_exactly_after_a_kill(alloys, tmp_path, monkeypatch, settings, stop):
-    scores = itertools.count()  # always rising: what is best depends on when it was first asked
-    monkeypatch.setattr(loop, "measure", lambda *args: {**measure(*args), "score": float(next(scores))})
     whole = train(alloys, model=MODEL, settings=settings, seed=3).potential
     monkeypatch.setattr("acnn.train.loop.SAVE_SECONDS", 0.0)
     step = _Run._step
@@ -214,9 +220,8 @@ def test_patience_ends_the_training_and_the_best_weights_are_kept(alloys):
     assert result.potential.metadata["trainings"][-1]["held_out"] == result.errors
 
 
-def test_the_best_weights_are_those_of_a_low_learning_rate(alloys, monkeypatch):
-    scores = itertools.count()  # the first weights look best
-    monkeypatch.setattr(loop, "measure", lambda *args: {**measure(*args), "score": float(next(scores))})
+@pytest.mark.usefixtures("rising_scores")
+def test_the_best_weights_are_those_of_a_low_learning_rate(alloys):
     result = train(alloys, model=MODEL, settings=TrainConfig(max_steps=50, evaluate_every=1), seed=0)
     settled = result.history[39]
     assert settled["step"] == 40
