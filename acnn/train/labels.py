@@ -10,12 +10,13 @@ from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from ase.data import chemical_symbols
-from ase.neighborlist import neighbor_list
 from ase.units import GPa
 
-from acnn.batch import SMALLEST_VOLUME
+from acnn.batch import FARTHEST, SMALLEST_VOLUME, Batch
 from acnn.errors import DataError, ModelError
+from acnn.neighbors import build_neighbors
 from acnn.train.units import first_frames, two_groups
 
 if TYPE_CHECKING:
@@ -233,6 +234,8 @@ def _fault(label: Label) -> str:
     arrays += [a for a in (label.forces, label.stress) if a is not None]
     if not all(np.isfinite(a).all() for a in arrays):
         return "not finite"
+    if not np.abs(atoms.positions).max() < FARTHEST:
+        return f"positions beyond {FARTHEST:g} Å"
     return _misplaced(atoms)
 
 
@@ -264,8 +267,8 @@ def _misplaced(atoms: Atoms) -> str:
         return "periodic in some directions only"
     if atoms.pbc.any() and abs(atoms.cell.volume) < SMALLEST_VOLUME * len(atoms):
         return f"flat or empty cell, or less than {SMALLEST_VOLUME:g} Å^3 per atom"
-    lengths = neighbor_list("d", atoms, CLOSEST_PAIR)
-    return f"atoms closer than {CLOSEST_PAIR:g} Å" if len(lengths) else ""
+    touching = bool(build_neighbors(Batch.from_atoms([atoms], torch.float64), CLOSEST_PAIR).mask.any())
+    return f"atoms closer than {CLOSEST_PAIR:g} Å" if touching else ""
 
 
 def _drop_wild_energies(found: LabelSet, max_energy: float) -> None:

@@ -19,12 +19,12 @@ from acnn.nn.potential import Potential
 from acnn.threads import torch_threads
 from acnn.train.dataset import Dataset
 from acnn.train.labels import Label, LabelSet, check_elements, read_labels
-from acnn.train.loss import RobustLoss, Weights, doubted, energy_trust, random_mixture, residuals
+from acnn.train.loss import RobustLoss, doubted, energy_trust, random_mixture, residuals
 from acnn.train.metrics import calibration_factors, find_other_units, measure, thinned
 from acnn.train.optimizer import Soap
 from acnn.train.prepare import set_onsets, set_references, set_whitening, typical_force
 from acnn.train.restart import RunState, fingerprint, load_state, save_state
-from acnn.train.schedule import default_steps, top_learning_rate
+from acnn.train.schedule import default_steps, loss_weights, top_learning_rate
 from acnn.train.split import ownership, split_families
 from acnn.train.units import warn_of_other_scale
 
@@ -232,13 +232,7 @@ class _Run:
         done = self.state.step / self.max_steps
         if self.settings.max_time is not None:
             done = max(done, self.state.seconds / self.settings.max_time)
-        return done
-
-    def _weights(self, progress: float) -> Weights:
-        """Let the energy weight grow geometrically from a thirtieth to its final value."""
-        settings = self.settings
-        ramp = 1.0 if self.warm else 30.0 ** (min(1.0, progress / 0.7) - 1.0)
-        return Weights(settings.energy_weight * ramp, settings.force_weight, settings.virial_weight)
+        return done + self.state.skipped
 
     def _learning_rate(self, progress: float) -> float:
         """Rise, then fall to zero along a half cosine."""
@@ -255,7 +249,7 @@ class _Run:
         owned = self.owned[targets.number]
         mixture = random_mixture(owned, self.generator)
         misfits = residuals(self.potential, graph, targets, mixture, training=True)
-        loss = self.loss(misfits, targets, self._weights(progress), owned)
+        loss = self.loss(misfits, targets, loss_weights(progress, self.settings, warm=self.warm), owned)
         state.loss = float(loss.detach())
         if not abs(state.loss) < EXPLODED:
             self._rewind()
@@ -312,7 +306,8 @@ class _Run:
             state.best = [p.detach().clone() for p in self.parameters]
         else:
             state.waited += 1
-            state.stopped = state.waited >= self.settings.patience
+            if state.waited >= self.settings.patience:
+                self._end_early()
         self._swap()
         bar.set_postfix(
             {
@@ -320,6 +315,13 @@ class _Run:
                 "F eV/Å": f"{record.get('force_mae_ev_per_a', math.nan):.3f}",
             }
         )
+
+    def _end_early(self) -> None:
+        """Stop where the weights have settled; let them settle where they have not."""
+        if self.state.settling:
+            self.state.stopped = True
+        else:
+            self.state.skipped += SETTLING - self._progress()
 
     def _look_for_other_units(self) -> None:
         """Keep the largest group of labels in other units that was seen: in the end some of them are known by heart."""

@@ -19,12 +19,11 @@ if TYPE_CHECKING:
 
 WILD_FORCE = 4.0  # typical forces beyond which a force counts less
 WILD_ENERGY = 1.0  # eV/atom above the lowest structures, beyond which an energy counts less
-HUBER = 1.0  # typical misfits beyond which the loss grows linearly
 
 
 @dataclass(slots=True)
 class Weights:
-    """Weights of the terms at one moment of the schedule.
+    """How the terms count at one moment of the schedule.
 
     Parameters
     ----------
@@ -34,11 +33,14 @@ class Weights:
         Of the force components.
     virial
         Of the virial per atom.
+    elbow
+        Typical misfits beyond which the loss grows linearly.
     """
 
     energy: float
     force: float
     virial: float
+    elbow: float = 1.0
 
 
 @dataclass(slots=True)
@@ -174,19 +176,19 @@ class RobustLoss:
         )
         total = misfits.energy.new_zeros(())
         for kind, (misfit, trust, weight) in enumerate(terms):
-            elbow = self._elbow(kind, misfit.detach(), trust)
+            elbow = weights.elbow * self._typical(kind, misfit.detach(), trust)
             relative = misfit / elbow
             robust = elbow * elbow * ((1.0 + relative.square()).sqrt() - 1.0)
             total = total + weight * (trust * robust).sum() / trust.sum().clamp(min=1e-6)
         return total
 
-    def _elbow(self, kind: int, misfit: torch.Tensor, trust: torch.Tensor) -> float:
-        """Follow the typical misfit; give the size from which the loss grows linearly."""
+    def _typical(self, kind: int, misfit: torch.Tensor, trust: torch.Tensor) -> float:
+        """Follow the typical misfit."""
         now = float((trust * misfit.abs()).sum() / trust.sum().clamp(min=1e-6))
         before = float(self.typical[kind])
         if float(trust.sum()) > 0:
             self.typical[kind] = now if before < 0 else 0.95 * before + 0.05 * now
-        return HUBER * max(1e-4, float(self.typical[kind]))
+        return max(1e-4, float(self.typical[kind]))
 
 
 def doubted(labels: Sequence[Label], loss: RobustLoss) -> Counter[str]:

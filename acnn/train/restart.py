@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from acnn.nn.potential import Potential
 
 FILE_NAME = "train-state.safetensors"
-VERSION = 4  # of what the optimiser keeps and how fast it goes: another one means something else by the same names
+VERSION = 5  # of what the optimiser keeps and how fast it goes: another one means something else by the same names
 KEY = "acnn-train-state"
-PLAIN = ("step", "seconds", "loss", "waited", "stopped", "rewinds", "history", "looks", "other_units", "settling")
+PLAIN = (
+    *("step", "seconds", "loss", "waited", "stopped", "skipped", "rewinds"),
+    *("history", "looks", "other_units", "settling"),
+)
 
 
 @dataclass(slots=True)
@@ -46,7 +49,9 @@ class RunState:
     waited
         Evaluations since then.
     stopped
-        Whether the patience is spent.
+        Whether the patience is spent, the weights being settled.
+    skipped
+        The part of the schedule that was passed over, when the patience was spent before.
     rewinds
         How often the loss has exploded.
     best
@@ -69,6 +74,7 @@ class RunState:
     best_score: float = math.inf
     waited: int = 0
     stopped: bool = False
+    skipped: float = 0.0
     rewinds: int = 0
     best: list[torch.Tensor] = field(default_factory=list)
     queue: list[torch.Tensor] = field(default_factory=list)

@@ -1,15 +1,17 @@
-"""How long a training is, and how fast."""
+"""How long a training is, how fast, and what counts when."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
+from acnn.train.loss import Weights
+
 if TYPE_CHECKING:
     from acnn.config import TrainConfig
 
 
-WARM_PART = 0.29
+WARM_PART = 0.32
 """Steps of a warm start, in units of those from scratch."""
 
 REFERENCE_STRUCTURES = 10.0
@@ -20,6 +22,16 @@ MOST_STRUCTURES = 50.0
 
 REFERENCE_STEPS = 1000
 """Steps of a training from which the learning rate falls with its length."""
+
+
+FIRST_ENERGY = 1 / 30
+"""Weight of the energies at the start of a training from scratch, in units of the final one."""
+
+FIRST_ELBOW = 10.0
+"""Typical misfits beyond which the loss grows linearly at the start of a warm start; in the end it is one."""
+
+FINAL = 0.7
+"""Part of the training after which the loss is the final one."""
 
 
 def default_steps(n_labels: int, n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
@@ -76,6 +88,32 @@ def top_learning_rate(n_labels: int, n_atoms: int, steps: int, settings: TrainCo
     together = n_labels / n_batches(n_labels, n_atoms, settings)
     structures = min(together, MOST_STRUCTURES) / REFERENCE_STRUCTURES
     return rate * math.sqrt(structures) * math.pow(min(1.0, REFERENCE_STEPS / steps), 0.25)
+
+
+def loss_weights(progress: float, settings: TrainConfig, *, warm: bool) -> Weights:
+    """Choose how the terms of the loss count at one moment.
+
+    From scratch, forces come first: the weight of the energies grows geometrically. A warm start has old labels, known
+    by heart and with small misfits, and new ones with large misfits. A loss that grows linearly beyond the typical
+    misfit would hold on to the old ones, so the loss is quadratic at first and its elbow falls geometrically.
+
+    Parameters
+    ----------
+    progress
+        Part of the training that is done, from 0 to 1.
+    settings
+        Give the final weights.
+    warm
+        Whether training started from a previous potential.
+
+    Returns
+    -------
+    Weights
+        The weights, and where the loss becomes linear.
+    """
+    left = max(0.0, 1.0 - progress / FINAL)
+    energy = settings.energy_weight * (1.0 if warm else FIRST_ENERGY**left)
+    return Weights(energy, settings.force_weight, settings.virial_weight, FIRST_ELBOW**left if warm else 1.0)
 
 
 def n_batches(n_labels: int, n_atoms: int, settings: TrainConfig) -> int:

@@ -83,8 +83,12 @@ def rising_scores(monkeypatch):
 
 @pytest.mark.parametrize(
     ("settings", "stop"),
-    [(QUICK, 17), (TrainConfig(max_steps=50, evaluate_every=1), 45)],
-    ids=["before it settles", "while it settles"],
+    [
+        (QUICK, 17),
+        (TrainConfig(max_steps=50, evaluate_every=1), 45),
+        (TrainConfig(max_steps=50, evaluate_every=1, patience=3), 6),
+    ],
+    ids=["before it settles", "while it settles", "while it settles before its time"],
 )
 @pytest.mark.usefixtures("rising_scores")
 def test_goes_on_exactly_after_a_kill(alloys, tmp_path, monkeypatch, settings, stop):
@@ -225,6 +229,15 @@ def test_the_best_weights_are_those_of_a_low_learning_rate(alloys):
     result = train(alloys, model=MODEL, settings=TrainConfig(max_steps=50, evaluate_every=1), seed=0)
     settled = result.history[39]
     assert settled["step"] == 40
+    assert result.errors == pytest.approx({name: settled[name] for name in result.errors}, rel=1e-5)
+
+
+@pytest.mark.usefixtures("rising_scores")
+def test_without_patience_the_weights_still_settle(alloys):
+    settings = TrainConfig(max_steps=100, evaluate_every=1, patience=3)
+    result = train(alloys, model=MODEL, settings=settings, seed=0)
+    assert result.history[-1]["step"] == 8  # the first is the best, three waits, the first settled one, three waits
+    settled = result.history[4]
     assert result.errors == pytest.approx({name: settled[name] for name in result.errors}, rel=1e-5)
 
 
