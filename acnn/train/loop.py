@@ -324,10 +324,10 @@ class _Run:
             self.state.skipped += SETTLING - self._progress()
 
     def _look_for_other_units(self) -> None:
-        """Keep the largest group of labels in other units that was seen: in the end some of them are known by heart."""
+        """Keep the largest group of labels in other units, as first seen: in the end they are learned too."""
         found = find_other_units(self.potential, self.data, self.settings.batch_atoms, self.beyond)
         for name, (numbers, factor) in found.items():
-            if len(numbers) >= len(self.state.other_units.get(name, ([], 1.0))[0]):
+            if len(numbers) > len(self.state.other_units.get(name, ([], 1.0))[0]):
                 self.state.other_units[name] = numbers.tolist(), factor
 
     def finish(self, label_fingerprint: str) -> TrainResult:

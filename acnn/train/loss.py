@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from acnn.train.dataset import Targets
     from acnn.train.labels import Label
 
-WILD_FORCE = 4.0  # typical forces beyond which a force counts less
+WILD_FORCE = 4.0  # typical forces beyond which a force counts less, at first
 WILD_ENERGY = 1.0  # eV/atom above the lowest structures, beyond which an energy counts less
 
 
@@ -35,12 +35,15 @@ class Weights:
         Of the virial per atom.
     elbow
         Typical misfits beyond which the loss grows linearly.
+    wild_force
+        Typical forces beyond which a force, or a virial per atom, counts less.
     """
 
     energy: float
     force: float
     virial: float
     elbow: float = 1.0
+    wild_force: float = WILD_FORCE
 
 
 @dataclass(slots=True)
@@ -163,9 +166,9 @@ class RobustLoss:
         """
         energy_trust = self.trust_energy[targets.number]
         size = torch.nan_to_num(targets.forces).norm(dim=1) / self.force
-        force_trust = 1.0 / (1.0 + (size / WILD_FORCE).square())
+        force_trust = 1.0 / (1.0 + (size / weights.wild_force).square())
         virial_size = torch.nan_to_num(targets.virial).flatten(1).norm(dim=1) / targets.counts / self.force
-        virial_trust = 1.0 / (1.0 + (virial_size / WILD_FORCE).square())
+        virial_trust = 1.0 / (1.0 + (virial_size / weights.wild_force).square())
         # what a label does not say counts for nothing, so that it does not make the rest count less
         force_trust = force_trust * torch.isfinite(targets.forces).all(1)
         virial_trust = virial_trust * torch.isfinite(targets.virial).flatten(1).all(1)
@@ -192,7 +195,7 @@ class RobustLoss:
 
 
 def doubted(labels: Sequence[Label], loss: RobustLoss) -> Counter[str]:
-    """Count the labels that weigh less than half.
+    """Count the labels that weigh less than half, forces at first.
 
     Parameters
     ----------

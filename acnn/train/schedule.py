@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from acnn.train.loss import Weights
+from acnn.train.loss import WILD_FORCE, Weights
 
 if TYPE_CHECKING:
     from acnn.config import TrainConfig
@@ -31,7 +31,13 @@ FIRST_ELBOW = 10.0
 """Typical misfits beyond which the loss grows linearly at the start of a warm start; in the end it is one."""
 
 FINAL = 0.7
-"""Part of the training after which the loss is the final one."""
+"""Part of the training after which energies have their final weight, and the elbow is the final one."""
+
+TRUSTING = 0.5
+"""Part of the training after which wild forces come to count."""
+
+LAST_WILD_FORCE = 40.0
+"""Typical forces beyond which a force counts less at the end of a training."""
 
 
 def default_steps(n_labels: int, n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
@@ -97,6 +103,9 @@ def loss_weights(progress: float, settings: TrainConfig, *, warm: bool) -> Weigh
     by heart and with small misfits, and new ones with large misfits. A loss that grows linearly beyond the typical
     misfit would hold on to the old ones, so the loss is quadratic at first and its elbow falls geometrically.
 
+    Wild forces count little until the potential could tell whether some labels are in other units, and then more and
+    more: where dense crystals do not count there are holes.
+
     Parameters
     ----------
     progress
@@ -113,7 +122,10 @@ def loss_weights(progress: float, settings: TrainConfig, *, warm: bool) -> Weigh
     """
     left = max(0.0, 1.0 - progress / FINAL)
     energy = settings.energy_weight * (1.0 if warm else FIRST_ENERGY**left)
-    return Weights(energy, settings.force_weight, settings.virial_weight, FIRST_ELBOW**left if warm else 1.0)
+    elbow = FIRST_ELBOW**left if warm else 1.0
+    trust = max(0.0, (progress - TRUSTING) / (1.0 - TRUSTING))
+    wild = WILD_FORCE * (LAST_WILD_FORCE / WILD_FORCE) ** min(1.0, trust)
+    return Weights(energy, settings.force_weight, settings.virial_weight, elbow, wild)
 
 
 def n_batches(n_labels: int, n_atoms: int, settings: TrainConfig) -> int:
