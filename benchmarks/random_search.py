@@ -76,7 +76,8 @@ def chain(pool: list[Atoms], test: list[Atoms], args: argparse.Namespace) -> lis
 
 def mean(entries: list[dict[str, float]]) -> dict[str, float]:
     """Average what all runs have."""
-    return {key: float(np.mean([x[key] for x in entries])) for key in entries[0] if entries[0][key] is not None}
+    shared = [key for key in entries[0] if all(x[key] is not None for x in entries)]
+    return {key: float(np.mean([x[key] for x in entries])) for key in shared}
 
 
 def main() -> None:
@@ -112,7 +113,7 @@ def main() -> None:
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": args.threads,
-        "n_train": args.n_train,
+        "n_train": len(pool),
         **averages(list(runs.values())),
         "seeds": runs,
     }

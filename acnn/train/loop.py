@@ -62,7 +62,7 @@ class TrainResult:
     lacking
         Labels that do not say all that can be learned, by what they lack.
     doubted
-        Labels that count less than half, by reason; of forces, where one atom's does.
+        Labels that count less than half, by reason; of forces, where one atom's does in the first half of the training.
     n_train
         Labels learned.
     n_held_out
@@ -134,8 +134,8 @@ def train(
     check_settings(settings)
     if previous is not None and previous.metadata.get("label_fingerprint", "") != label_fingerprint:
         raise ModelError("the previous potential learned labels of other settings; start from scratch")
-    found = read_labels(frames, settings)
     with torch_threads(settings.threads):
+        found = read_labels(frames, settings)
         run = _Run(found, _start(found, model, seed, previous, elements), settings, seed, warm=previous is not None)
         run.fit(work_dir)
         return run.finish(label_fingerprint)
@@ -270,12 +270,7 @@ class _Run:
         logger.warning("step %d: the loss is %g; going back to the best weights", state.step, state.loss)
         if state.rewinds > MOST_REWINDS:
             raise NumericalError(f"step {state.step}: the loss is {state.loss}; is one of the labels wrong?")
-        with torch.no_grad():
-            for parameter, average, best in zip(self.parameters, self.average, state.best, strict=True):
-                parameter.copy_(best)
-                average.copy_(best)
-        self.optimizer.reset()
-        self.loss.typical.fill_(-1.0)
+        self._back_to_best()
 
     def _swap(self) -> None:
         """Exchange the weights with their moving average."""
@@ -309,19 +304,28 @@ class _Run:
             if state.waited >= self.settings.patience:
                 self._end_early()
         self._swap()
-        bar.set_postfix(
-            {
-                "E meV/atom": f"{1e3 * record['energy_mae_ev_per_atom']:.2f}",
-                "F eV/Å": f"{record.get('force_mae_ev_per_a', math.nan):.3f}",
-            }
-        )
+        energy, force = record["energy_mae_ev_per_atom"], record.get("force_mae_ev_per_a", math.nan)
+        bar.set_postfix({"E meV/atom": f"{1e3 * energy:.2f}", "F eV/Å": f"{force:.3f}"})
 
     def _end_early(self) -> None:
-        """Stop where the weights have settled; let them settle where they have not."""
-        if self.state.settling:
-            self.state.stopped = True
-        else:
-            self.state.skipped += SETTLING - self._progress()
+        """Stop where the weights have settled; where they have not, let the best ones settle."""
+        state = self.state
+        if state.settling:
+            state.stopped = True
+            return
+        self._look_for_other_units()
+        state.looks, state.waited = len(LOOKS), 0
+        state.skipped += SETTLING - self._progress()
+        self._back_to_best()
+
+    def _back_to_best(self) -> None:
+        """Put the best weights so far in place of the present ones."""
+        with torch.no_grad():
+            for parameter, average, best in zip(self.parameters, self.average, self.state.best, strict=True):
+                parameter.copy_(best)
+                average.copy_(best)
+        self.optimizer.reset()
+        self.loss.typical.fill_(-1.0)
 
     def _look_for_other_units(self) -> None:
         """Keep the largest group of labels in other units, as first seen: in the end they are learned too."""

@@ -19,11 +19,12 @@ from acnn.errors import ConfigError, DataError, ModelError, NumericalError
 from acnn.evaluate import evaluate, predict
 from acnn.nn.potential import Potential
 from acnn.train import history_csv, loop, train
-from acnn.train.dataset import Dataset
+from acnn.train.dataset import Dataset, Targets
 from acnn.train.labels import fit_references, read_labels
-from acnn.train.loop import _digests, _Run
-from acnn.train.loss import RobustLoss, Weights, doubted, random_mixture, residuals
+from acnn.train.loop import LOOKS, _digests, _Run
+from acnn.train.loss import Misfits, RobustLoss, Weights, doubted, random_mixture, residuals
 from acnn.train.metrics import calibration_factors, measure
+from acnn.train.schedule import TRUSTING, loss_weights
 from acnn.train.split import family_blocks, ownership, split_families
 from acnn.train.units import other_scale
 
@@ -86,7 +87,7 @@ def rising_scores(monkeypatch):
     [
         (QUICK, 17),
         (TrainConfig(max_steps=50, evaluate_every=1), 45),
-        (TrainConfig(max_steps=50, evaluate_every=1, patience=3), 6),
+        (TrainConfig(max_steps=50, evaluate_every=1, patience=3), 4),
     ],
     ids=["before it settles", "while it settles", "while it settles before its time"],
 )
@@ -218,7 +219,8 @@ def test_patience_ends_the_training_and_the_best_weights_are_kept(alloys):
     forces = [record["force_mae_ev_per_a"] for record in result.history]
     energies = [record["energy_mae_ev_per_atom"] for record in result.history]
     kept = result.errors["force_mae_ev_per_a"], result.errors["energy_mae_ev_per_atom"]
-    best = int(np.argmin(np.array(forces) + 5 * np.array(energies)))
+    first = len(forces) - 10  # the last fifth of the schedule is eighty steps: what follows is settled
+    best = first + int(np.argmin(np.array(forces[first:]) + 5 * np.array(energies[first:])))
     assert best < len(forces) - 3
     assert kept == pytest.approx((forces[best], energies[best]), rel=1e-5)
     assert result.potential.metadata["trainings"][-1]["held_out"] == result.errors
@@ -230,6 +232,51 @@ def test_the_best_weights_are_those_of_a_low_learning_rate(alloys):
     settled = result.history[39]
     assert settled["step"] == 40
     assert result.errors == pytest.approx({name: settled[name] for name in result.errors}, rel=1e-5)
+
+
+def test_what_counts_when():
+    settings = TrainConfig(energy_weight=30.0, force_weight=2.0, virial_weight=3.0)
+    scratch = [loss_weights(progress, settings, warm=False) for progress in (0.0, 0.35, 0.5, 0.75, 1.0)]
+    assert [x.energy for x in scratch] == pytest.approx([1.0, 30**0.5, 30 ** (5 / 7), 30.0, 30.0])
+    assert {(x.force, x.virial, x.elbow) for x in scratch} == {(2.0, 3.0, 1.0)}
+    assert [x.wild_force for x in scratch] == pytest.approx([4.0, 4.0, 4.0, 160**0.5, 40.0])
+    warm = [loss_weights(progress, settings, warm=True) for progress in (0.0, 0.35, 0.7, 1.0)]
+    assert [x.elbow for x in warm] == pytest.approx([10.0, 10**0.5, 1.0, 1.0])
+    assert {x.energy for x in warm} == {30.0}
+    assert LOOKS[-1] <= TRUSTING  # labels in other units are looked for before they are learned
+
+
+def test_the_loss_has_the_elbow_and_the_trust_of_the_moment():
+    def loss(force: float, misfit: float, **moment: float) -> float:
+        forces, virial = torch.tensor([[force, 0, 0], [0, 0, 0]]), torch.zeros(1, 3, 3)
+        targets = Targets(torch.zeros(1), forces, virial, torch.full((1,), 2.0), torch.zeros(1, dtype=torch.int64))
+        misfits = Misfits(torch.zeros(1, 1), torch.tensor([[misfit, 0, 0], [0.1, 0, 0]]), torch.zeros(1, 3, 3))
+        robust = RobustLoss(torch.ones(1), 1.0)
+        return float(robust(misfits, targets, Weights(0.0, 1.0, 0.0, **moment), torch.ones(1, 1)))
+
+    small, large = (loss(0.0, misfit, elbow=50.0) for misfit in (1.0, 2.0))
+    assert large / small == pytest.approx(4.01 / 1.01, rel=2e-3)  # quadratic
+    assert loss(0.0, 2.0) < 0.7 * large
+    assert loss(20.0, 1.0, wild_force=4.0) < 0.3 * loss(20.0, 1.0, wild_force=40.0)
+
+
+def test_the_first_of_equal_groups_in_other_units_is_kept(alloys, monkeypatch, caplog):
+    found = iter([([3, 4], 51.0), ([3, 4], 40.0), ([3], 30.0), ([3, 4, 5], 20.0), ([3, 4, 5], 10.0)])
+
+    def looked(*_: object) -> dict[str, tuple[np.ndarray, float]]:
+        numbers, factor = next(found)
+        return {"forces": (np.array(numbers), factor)}
+
+    monkeypatch.setattr(loop, "find_other_units", looked)
+    train(alloys, model=MODEL, settings=TrainConfig(max_steps=50), seed=0)
+    assert "about 20 times" in caplog.text
+
+
+def test_atoms_far_away_are_set_aside(alloys):
+    far = alloys[0].copy()
+    far.positions[0, 0] = 2e6
+    far.calc = alloys[0].calc
+    assert read_labels([far, *alloys], QUICK).dropped == {"positions beyond 1e+06 Å": 1}
 
 
 @pytest.mark.usefixtures("rising_scores")
