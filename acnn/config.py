@@ -89,8 +89,7 @@ class TrainConfig(Settings):
     patience: int = Field(
         200,
         ge=1,
-        description="Evaluations without improvement before the weights settle, in the last fifth of the schedule, "
-        "whose best are kept, and then before the training stops.",
+        description="Evaluations without improvement before the best weights settle early, and then before the end.",
     )
     evaluate_every: int = Field(50, ge=1, description="Optimiser steps between two evaluations on the held-out part.")
     threads: int = Field(

@@ -34,11 +34,13 @@ if TYPE_CHECKING:
     from acnn.nn.potential import Potential
 
 
-def fit(frames: list[Atoms], args: argparse.Namespace, previous: Potential | None = None) -> tuple[TrainResult, float]:
+def fit(
+    frames: list[Atoms], seed: int, args: argparse.Namespace, previous: Potential | None = None
+) -> tuple[TrainResult, float]:
     """Train, and say how many CPU seconds that took."""
     settings = TrainConfig(**{"max_time": args.max_time, **args.train})
     cpu = time.process_time()
-    result = train(frames, model=ModelConfig(**args.model), settings=settings, seed=args.seed, previous=previous)
+    result = train(frames, model=ModelConfig(**args.model), settings=settings, seed=seed, previous=previous)
     return result, time.process_time() - cpu
 
 
@@ -48,17 +50,17 @@ def scores(result: TrainResult, frames: list[Atoms]) -> dict[str, float]:
     return metrics.model_dump()
 
 
-def chain(pool: list[Atoms], test: list[Atoms], args: argparse.Namespace) -> list[dict[str, float]]:
+def chain(pool: list[Atoms], test: list[Atoms], seed: int, args: argparse.Namespace) -> list[dict[str, float]]:
     """Add the data piece by piece, each with a warm start; the first piece is learned from scratch."""
     rounds = []
     n = args.additions
-    warm, seconds = fit(pool[: len(pool) // n], args)
+    warm, seconds = fit(pool[: len(pool) // n], seed, args)
     print(f"first training {seconds:.1f} CPU s", flush=True)
     for number in range(1, n):
         known = pool[: (number + 1) * len(pool) // n]
         old = pool[: number * len(pool) // n]
         before = scores(warm, old)
-        warm, seconds = fit(known, args, warm.potential)
+        warm, seconds = fit(known, seed, args, warm.potential)
         after = scores(warm, old)
         entry = {
             "n_labels": len(known),
@@ -80,6 +82,14 @@ def mean(entries: list[dict[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([x[key] for x in entries])) for key in shared}
 
 
+def averages(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Average over the seeds: from scratch, and each warm start."""
+    return {
+        "from_scratch": mean([run["from_scratch"] for run in runs]),
+        "warm": [mean(list(starts)) for starts in zip(*(run["warm"] for run in runs), strict=True)],
+    }
+
+
 def main() -> None:
     """Run the three measurements with each seed; write a JSON report."""
     parser = argparse.ArgumentParser(description="random-search structures of silicon")
@@ -98,14 +108,13 @@ def main() -> None:
     frames = read_silicon(args.folder)
     runs: dict[int, dict[str, Any]] = {}
     for seed in args.seeds:
-        args.seed = seed
         order = np.random.default_rng(seed).permutation(len(frames))
         test = [frames[k] for k in order[: args.n_test]]
         pool = [frames[k] for k in order[args.n_test : args.n_test + args.n_train]]
-        result, seconds = fit(pool, args)
+        result, seconds = fit(pool, seed, args)
         scratch = {"cpu_s": round(seconds, 1), "steps": result.history[-1]["step"], **scores(result, test)}
         print("seed", seed, "from scratch", json.dumps(scratch), flush=True)
-        runs[seed] = {"from_scratch": scratch, "warm": chain(pool, test, args) if args.additions else []}
+        runs[seed] = {"from_scratch": scratch, "warm": chain(pool, test, seed, args) if args.additions else []}
     report = {
         "benchmark": "random_search",
         "acnn": __version__,
@@ -119,14 +128,6 @@ def main() -> None:
     }
     if args.out is not None:
         args.out.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def averages(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Average over the seeds: from scratch, and each warm start."""
-    return {
-        "from_scratch": mean([run["from_scratch"] for run in runs]),
-        "warm": [mean(list(starts)) for starts in zip(*(run["warm"] for run in runs), strict=True)],
-    }
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 FILE_NAME = "train-state.safetensors"
 VERSION = 5  # of what the optimiser keeps and how fast it goes: another one means something else by the same names
 KEY = "acnn-train-state"
-PLAIN = (
-    *("step", "seconds", "loss", "waited", "stopped", "skipped", "rewinds"),
-    *("history", "looks", "other_units", "settling"),
-)
 
 
 @dataclass(slots=True)
@@ -82,6 +78,10 @@ class RunState:
     settling: bool = False
     looks: int = 0
     other_units: dict[str, tuple[list[int], float]] = field(default_factory=dict)
+
+
+PLAIN = [x.name for x in fields(RunState) if x.name not in ("best_score", "best", "queue")]
+"""What JSON can hold as it is."""
 
 
 def identity(run: Any) -> dict[str, Any]:  # noqa: ANN401 - the loop's own class, which imports this module
