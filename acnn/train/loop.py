@@ -24,7 +24,7 @@ from acnn.train.metrics import calibration_factors, find_other_units, measure, t
 from acnn.train.optimizer import Soap
 from acnn.train.prepare import set_onsets, set_references, set_whitening, typical_force
 from acnn.train.restart import RunState, fingerprint, load_state, save_state
-from acnn.train.schedule import default_steps, loss_weights, top_learning_rate
+from acnn.train.schedule import default_steps, loss_weights, moment, rate_factor, top_learning_rate
 from acnn.train.split import ownership, split_families
 from acnn.train.units import warn_of_other_scale
 
@@ -235,10 +235,10 @@ class _Run:
         return done + self.state.skipped
 
     def _learning_rate(self, progress: float) -> float:
-        """Rise, then fall to zero along a half cosine."""
+        """Rise, then fall as the schedule says."""
         rise = min(1.0, (self.state.step + 1) / max(WARM_UP_STEPS, WARM_UP * self.max_steps))
         top = self.top_rate * 0.3**self.state.rewinds
-        return top * rise * (0.005 + 0.995 * 0.5 * (1.0 + math.cos(math.pi * progress)))
+        return top * rise * rate_factor(moment(progress, warm=self.warm))
 
     def _step(self, progress: float) -> None:
         """Take one minibatch."""
@@ -249,7 +249,7 @@ class _Run:
         owned = self.owned[targets.number]
         mixture = random_mixture(owned, self.generator)
         misfits = residuals(self.potential, graph, targets, mixture, training=True)
-        loss = self.loss(misfits, targets, loss_weights(progress, self.settings, warm=self.warm), owned)
+        loss = self.loss(misfits, targets, loss_weights(moment(progress, warm=self.warm), self.settings), owned)
         state.loss = float(loss.detach())
         if not abs(state.loss) < EXPLODED:
             self._rewind()

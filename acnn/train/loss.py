@@ -33,8 +33,6 @@ class Weights:
         Of the force components.
     virial
         Of the virial per atom.
-    elbow
-        Typical misfits beyond which the loss grows linearly.
     wild_force
         Typical forces beyond which a force, or a virial per atom, counts less.
     """
@@ -42,7 +40,6 @@ class Weights:
     energy: float
     force: float
     virial: float
-    elbow: float = 1.0
     wild_force: float = WILD_FORCE
 
 
@@ -179,7 +176,7 @@ class RobustLoss:
         )
         total = misfits.energy.new_zeros(())
         for kind, (misfit, trust, weight) in enumerate(terms):
-            elbow = weights.elbow * self._typical(kind, misfit.detach(), trust)
+            elbow = self._typical(kind, misfit.detach(), trust)
             relative = misfit / elbow
             robust = elbow * elbow * ((1.0 + relative.square()).sqrt() - 1.0)
             total = total + weight * (trust * robust).sum() / trust.sum().clamp(min=1e-6)

@@ -10,13 +10,13 @@ import torch
 from ase.data import atomic_numbers
 
 from acnn.nn.fitting import whitening_of
+from acnn.nn.potential import Potential
 from acnn.nn.repulsion import default_onset
 from acnn.train.labels import fit_references
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from acnn.nn.potential import Potential
     from acnn.train.dataset import Dataset
     from acnn.train.labels import Label
 
@@ -114,7 +114,7 @@ def set_whitening(
         it too, their whitening stays. The weights of the others keep their size.
     """
     kept = numbers[: max(1, int((dataset.counts[numbers].cumsum(0) <= WHITENING_ATOMS).sum()))]
-    features, species = _features(potential, dataset, kept, max_atoms)
+    features, species = _features(_untrained(potential), dataset, kept, max_atoms)
     old_mean, old_matrix = potential.whitening.mean.double(), potential.whitening.matrix.double()
     new_mean, new_matrix = old_mean.clone(), old_matrix.clone()
     for element, symbol in enumerate(potential.elements):
@@ -128,6 +128,20 @@ def set_whitening(
         _turn_layers(potential, (old_mean, old_matrix), (new_mean, new_matrix))
     potential.whitening.mean.copy_(new_mean)
     potential.whitening.matrix.copy_(new_matrix)
+
+
+def _untrained(potential: Potential) -> Potential:
+    """Make the potential as it was before its first training, but for the repulsion, or give one that was not trained.
+
+    Trainings let the weights of the embedding grow, and with them what a step changes. If a warm start took its
+    whitening from trained descriptors, its first layer would start small again, and grow with the next labels only.
+    """
+    first = (potential.metadata.get("trainings") or [{}])[0]
+    if "seed" not in first:
+        return potential
+    untrained = Potential(potential.config, potential.elements, int(first["seed"]))
+    untrained.repulsion = potential.repulsion
+    return untrained
 
 
 def _features(

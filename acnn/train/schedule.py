@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from acnn.config import TrainConfig
 
 
-WARM_PART = 0.32
+WARM_PART = 0.33
 """Steps of a warm start, in units of those from scratch."""
+
+WARM_FROM = 0.25
+"""Moment of the schedule at which a warm start begins."""
 
 REFERENCE_STRUCTURES = 10.0
 """Structures in a minibatch for which the learning rates of the settings are meant."""
@@ -27,14 +30,14 @@ REFERENCE_STEPS = 1000
 FIRST_ENERGY = 1 / 30
 """Weight of the energies at the start of a training from scratch, in units of the final one."""
 
-FIRST_ELBOW = 10.0
-"""Typical misfits beyond which the loss grows linearly at the start of a warm start; in the end it is one."""
-
 FINAL = 0.7
-"""Part of the training after which energies have their final weight, and the elbow is the final one."""
+"""Moment of the schedule from which on energies have their final weight."""
 
 TRUSTING = 0.5
-"""Part of the training after which wild forces come to count."""
+"""Moment of the schedule from which on wild forces come to count."""
+
+LOWEST_RATE = 0.005
+"""Learning rate at the end of the schedule, in units of the highest."""
 
 LAST_WILD_FORCE = 40.0
 """Typical forces beyond which a force counts less at the end of a training."""
@@ -96,36 +99,66 @@ def top_learning_rate(n_labels: int, n_atoms: int, steps: int, settings: TrainCo
     return rate * math.sqrt(structures) * math.pow(min(1.0, REFERENCE_STEPS / steps), 0.25)
 
 
-def loss_weights(progress: float, settings: TrainConfig, *, warm: bool) -> Weights:
-    """Choose how the terms of the loss count at one moment.
+def moment(progress: float, *, warm: bool) -> float:
+    """Say where in the schedule a training is.
 
-    From scratch, forces come first: the weight of the energies grows geometrically. A warm start has old labels, known
-    by heart and with small misfits, and new ones with large misfits. A loss that grows linearly beyond the typical
-    misfit would hold on to the old ones, so the loss is quadratic at first and its elbow falls geometrically.
-
-    Wild forces count little until the potential could tell whether some labels are in other units, and then more and
-    more: where dense crystals do not count there are holes.
+    A warm start leaves out the first part of it. It unlearns something by its high learning rate and the low weight of
+    the energies, but where it begins later it stays near what the first few labels made of the weights.
 
     Parameters
     ----------
     progress
         Part of the training that is done, from 0 to 1.
-    settings
-        Give the final weights.
     warm
         Whether training started from a previous potential.
 
     Returns
     -------
-    Weights
-        The weights, and where the loss becomes linear.
+    float
+        From 0 to 1.
     """
-    left = max(0.0, 1.0 - progress / FINAL)
-    energy = settings.energy_weight * (1.0 if warm else FIRST_ENERGY**left)
-    elbow = FIRST_ELBOW**left if warm else 1.0
-    trust = max(0.0, (progress - TRUSTING) / (1.0 - TRUSTING))
+    return WARM_FROM + (1.0 - WARM_FROM) * progress if warm else progress
+
+
+def rate_factor(when: float) -> float:
+    """Let the learning rate fall along a half cosine.
+
+    Parameters
+    ----------
+    when
+        Moment of the schedule, from 0 to 1.
+
+    Returns
+    -------
+    float
+        The rate in units of the highest.
+    """
+    return LOWEST_RATE + (1.0 - LOWEST_RATE) * 0.5 * (1.0 + math.cos(math.pi * when))
+
+
+def loss_weights(when: float, settings: TrainConfig) -> Weights:
+    """Choose how the terms of the loss count at one moment.
+
+    Forces come first: the weight of the energies grows geometrically. Wild forces count little until the potential
+    could tell whether some labels are in other units, and then more and more: where dense crystals do not count there
+    are holes.
+
+    Parameters
+    ----------
+    when
+        Moment of the schedule, from 0 to 1.
+    settings
+        Give the final weights.
+
+    Returns
+    -------
+    Weights
+        The weights.
+    """
+    energy = settings.energy_weight * FIRST_ENERGY ** max(0.0, 1.0 - when / FINAL)
+    trust = max(0.0, (when - TRUSTING) / (1.0 - TRUSTING))
     wild = WILD_FORCE * (LAST_WILD_FORCE / WILD_FORCE) ** min(1.0, trust)
-    return Weights(energy, settings.force_weight, settings.virial_weight, elbow, wild)
+    return Weights(energy, settings.force_weight, settings.virial_weight, wild)
 
 
 def n_batches(n_labels: int, n_atoms: int, settings: TrainConfig) -> int:

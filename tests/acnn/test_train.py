@@ -24,7 +24,7 @@ from acnn.train.labels import fit_references, read_labels
 from acnn.train.loop import LOOKS, _digests, _Run
 from acnn.train.loss import Misfits, RobustLoss, Weights, doubted, random_mixture, residuals
 from acnn.train.metrics import calibration_factors, measure
-from acnn.train.schedule import TRUSTING, loss_weights
+from acnn.train.schedule import TRUSTING, loss_weights, moment, rate_factor
 from acnn.train.split import family_blocks, ownership, split_families
 from acnn.train.units import other_scale
 
@@ -165,6 +165,18 @@ def test_new_whitening_does_not_change_the_function(trained, alloys, other_alloy
     assert not torch.equal(trained.potential.whitening.mean, warm.potential.whitening.mean)
 
 
+def test_a_warm_start_sees_inputs_whitened_as_if_it_were_from_scratch(trained, alloys):
+    settings = TrainConfig(max_steps=1, validation_fraction=0)
+    potentials = [
+        train(alloys[5:], model=MODEL, settings=settings, seed=0, previous=previous, elements=["Cu", "Au"]).potential
+        for previous in (None, trained.potential)
+    ]
+    scratch, warm = (x.whitening for x in potentials)
+    torch.testing.assert_close(warm.mean, scratch.mean)
+    torch.testing.assert_close(warm.matrix, scratch.matrix)
+    assert not torch.equal(trained.potential.whitening.mean, warm.mean)
+
+
 def test_what_only_moving_atoms_change_is_not_blown_up(label):
     """Perfect crystals of many volumes tell nothing of the invariants that vanish by symmetry."""
     perfect = [bulk("Cu", "fcc", a).repeat(2) for a in np.linspace(3.4, 3.9, 40)]
@@ -235,25 +247,32 @@ def test_the_best_weights_are_those_of_a_low_learning_rate(alloys):
 
 def test_what_counts_when():
     settings = TrainConfig(energy_weight=30.0, force_weight=2.0, virial_weight=3.0)
-    scratch = [loss_weights(progress, settings, warm=False) for progress in (0.0, 0.35, 0.5, 0.75, 1.0)]
-    assert [x.energy for x in scratch] == pytest.approx([1.0, 30**0.5, 30 ** (5 / 7), 30.0, 30.0])
-    assert {(x.force, x.virial, x.elbow) for x in scratch} == {(2.0, 3.0, 1.0)}
-    assert [x.wild_force for x in scratch] == pytest.approx([4.0, 4.0, 4.0, 160**0.5, 40.0])
-    warm = [loss_weights(progress, settings, warm=True) for progress in (0.0, 0.35, 0.7, 1.0)]
-    assert [x.elbow for x in warm] == pytest.approx([10.0, 10**0.5, 1.0, 1.0])
-    assert {x.energy for x in warm} == {30.0}
+    weights = [loss_weights(when, settings) for when in (0.0, 0.35, 0.5, 0.75, 1.0)]
+    assert [x.energy for x in weights] == pytest.approx([1.0, 30**0.5, 30 ** (5 / 7), 30.0, 30.0])
+    assert {(x.force, x.virial) for x in weights} == {(2.0, 3.0)}
+    assert [x.wild_force for x in weights] == pytest.approx([4.0, 4.0, 4.0, 160**0.5, 40.0])
     assert LOOKS[-1] <= TRUSTING  # labels in other units are looked for before they are learned
 
 
+def test_a_warm_start_leaves_out_the_beginning_of_the_schedule():
+    assert [moment(progress, warm=False) for progress in (0.0, 0.3, 1.0)] == [0.0, 0.3, 1.0]
+    begin, middle, end = (moment(progress, warm=True) for progress in (0.0, 0.5, 1.0))
+    assert 0.0 < begin < middle < end == 1.0
+    assert middle == pytest.approx((begin + end) / 2)
+    assert any(moment(look, warm=True) <= TRUSTING for look in LOOKS)
+    assert [rate_factor(when) for when in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5025, 0.005])
+
+
 def test_the_loss_has_the_elbow_and_the_trust_of_the_moment():
-    def loss(force: float, misfit: float, **moment: float) -> float:
+    def loss(force: float, misfit: float, typical: float = 0.1, **moment: float) -> float:
         forces, virial = torch.tensor([[force, 0, 0], [0, 0, 0]]), torch.zeros(1, 3, 3)
         targets = Targets(torch.zeros(1), forces, virial, torch.full((1,), 2.0), torch.zeros(1, dtype=torch.int64))
         misfits = Misfits(torch.zeros(1, 1), torch.tensor([[misfit, 0, 0], [0.1, 0, 0]]), torch.zeros(1, 3, 3))
         robust = RobustLoss(torch.ones(1), 1.0)
+        robust.typical.fill_(typical)
         return float(robust(misfits, targets, Weights(0.0, 1.0, 0.0, **moment), torch.ones(1, 1)))
 
-    small, large = (loss(0.0, misfit, elbow=50.0) for misfit in (1.0, 2.0))
+    small, large = (loss(0.0, misfit, typical=50.0) for misfit in (1.0, 2.0))
     assert large / small == pytest.approx(4.01 / 1.01, rel=2e-3)  # quadratic
     assert loss(0.0, 2.0) < 0.7 * large
     assert loss(20.0, 1.0, wild_force=4.0) < 0.3 * loss(20.0, 1.0, wild_force=40.0)
