@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from acnn.config import TrainConfig
 
 
-WARM_PART = 0.33
+WARM_PART = 0.32
 """Steps of a warm start, in units of those from scratch."""
 
 WARM_FROM = 0.25
