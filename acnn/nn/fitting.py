@@ -17,7 +17,7 @@ LOWEST_FLOOR = 1e-10  # and not below this part of it, where most directions do 
 
 
 class Whitening(nn.Module):
-    """Shift, rotate and scale the invariants of each central element to unit covariance over the training set.
+    """Shift, rotate and scale each element's invariants, those of an untrained embedding to unit covariance.
 
     Parameters
     ----------

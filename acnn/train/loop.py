@@ -24,7 +24,7 @@ from acnn.train.metrics import calibration_factors, find_other_units, measure, t
 from acnn.train.optimizer import Soap
 from acnn.train.prepare import set_onsets, set_references, set_whitening, typical_force
 from acnn.train.restart import RunState, fingerprint, load_state, save_state
-from acnn.train.schedule import default_steps, loss_weights, moment, rate_factor, top_learning_rate
+from acnn.train.schedule import TRUSTING, default_steps, loss_weights, moment, rate_factor, top_learning_rate
 from acnn.train.split import ownership, split_families
 from acnn.train.units import warn_of_other_scale
 
@@ -62,7 +62,7 @@ class TrainResult:
     lacking
         Labels that do not say all that can be learned, by what they lack.
     doubted
-        Labels that count less than half, by reason; of forces, where one atom's does in the first half of the training.
+        Labels that count less than half, by reason; of forces, where one atom's does until wild forces count.
     n_train
         Labels learned.
     n_held_out
@@ -296,10 +296,12 @@ class _Run:
         state.history.append(record)
         if not state.settling and self._progress() >= SETTLING:
             state.settling, state.best_score = True, math.inf
-        if score < state.best_score or not len(self.held):
+        # a warm start unlearns something at first: the weights that it began with would be the best ones for long
+        unlearning = self.warm and moment(self._progress(), warm=True) < TRUSTING
+        if not len(self.held) or (score < state.best_score and not unlearning):
             state.best_score, state.waited = score, 0
             state.best = [p.detach().clone() for p in self.parameters]
-        else:
+        elif not unlearning:
             state.waited += 1
             if state.waited >= self.settings.patience:
                 self._end_early()

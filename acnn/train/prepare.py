@@ -99,6 +99,9 @@ def set_whitening(
     Forces are derivatives: combinations of invariants that hardly vary among the labels but change at once when an atom
     moves are not to be blown up. (In a cell of one atom nothing moves against anything.)
 
+    A warm start is given the whitening that a training from scratch would have, by the descriptors as they were before
+    any training, unless it brings labels of elements not learned yet: these see the trained descriptors only.
+
     Parameters
     ----------
     potential
@@ -114,7 +117,8 @@ def set_whitening(
         it too, their whitening stays. The weights of the others keep their size.
     """
     kept = numbers[: max(1, int((dataset.counts[numbers].cumsum(0) <= WHITENING_ATOMS).sum()))]
-    features, species = _features(_untrained(potential), dataset, kept, max_atoms)
+    familiar = {potential.elements[k] for k in dataset.species.unique().tolist()} <= set(learned)
+    features, species = _features(_untrained(potential) if familiar else potential, dataset, kept, max_atoms)
     old_mean, old_matrix = potential.whitening.mean.double(), potential.whitening.matrix.double()
     new_mean, new_matrix = old_mean.clone(), old_matrix.clone()
     for element, symbol in enumerate(potential.elements):
@@ -131,13 +135,13 @@ def set_whitening(
 
 
 def _untrained(potential: Potential) -> Potential:
-    """Make the potential as it was before its first training, but for the repulsion, or give one that was not trained.
+    """Make the potential as it was before it was trained from scratch, but for the repulsion; if unknown, as it is.
 
-    Trainings let the weights of the embedding grow, and with them what a step changes. If a warm start took its
-    whitening from trained descriptors, its first layer would start small again, and grow with the next labels only.
+    Trainings let the weights of embedding and first layer grow. With a whitening by trained descriptors the first layer
+    would begin small again, and each step would change more.
     """
     first = (potential.metadata.get("trainings") or [{}])[0]
-    if "seed" not in first:
+    if first.get("warm", True) or "seed" not in first:
         return potential
     untrained = Potential(potential.config, potential.elements, int(first["seed"]))
     untrained.repulsion = potential.repulsion

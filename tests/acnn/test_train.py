@@ -2,7 +2,9 @@
 
 import itertools
 import re
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from acnn.train.labels import fit_references, read_labels
 from acnn.train.loop import LOOKS, _digests, _Run
 from acnn.train.loss import Misfits, RobustLoss, Weights, doubted, random_mixture, residuals
 from acnn.train.metrics import calibration_factors, measure
-from acnn.train.schedule import TRUSTING, loss_weights, moment, rate_factor
+from acnn.train.schedule import TRUSTING, WARM_FROM, loss_weights, moment, rate_factor
 from acnn.train.split import family_blocks, ownership, split_families
 from acnn.train.units import other_scale
 
@@ -83,16 +85,26 @@ def rising_scores(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("settings", "stop"),
+    ("settings", "stop", "warm"),
     [
-        (QUICK, 17),
-        (TrainConfig(max_steps=50, evaluate_every=1), 45),
-        (TrainConfig(max_steps=50, evaluate_every=1, patience=3), 4),
+        (QUICK, 17, False),
+        (TrainConfig(max_steps=50, evaluate_every=1), 45, False),
+        (TrainConfig(max_steps=50, evaluate_every=1, patience=3), 4, False),
+        (QUICK, 17, True),
+        (TrainConfig(max_steps=50, evaluate_every=1, patience=3), 22, True),
     ],
-    ids=["before it settles", "while it settles", "while it settles before its time"],
+    ids=[
+        "before it settles",
+        "while it settles",
+        "while it settles before its time",
+        "warm",
+        "warm, while it settles before its time",
+    ],
 )
 @pytest.mark.usefixtures("rising_scores")
-def test_goes_on_exactly_after_a_kill(alloys, tmp_path, monkeypatch, settings, stop):
+def test_goes_on_exactly_after_a_kill(trained, alloys, tmp_path, monkeypatch, settings, stop, warm):
+    previous = trained.potential if warm else None
+    train = partial(loop.train, previous=previous)
     whole = train(alloys, model=MODEL, settings=settings, seed=3).potential
     monkeypatch.setattr("acnn.train.loop.SAVE_SECONDS", 0.0)
     step = _Run._step
@@ -177,6 +189,25 @@ def test_a_warm_start_sees_inputs_whitened_as_if_it_were_from_scratch(trained, a
     assert not torch.equal(trained.potential.whitening.mean, warm.mean)
 
 
+def test_a_potential_of_unknown_origin_is_whitened_as_it_is(trained, alloys):
+    settings = TrainConfig(max_steps=1, validation_fraction=0, warm_learning_rate=1e-12)
+    origins: list[list[dict[str, object]]] = [
+        [],
+        [{"seed": 0, "warm": True}],
+        [{"n_train": 38}],
+        [{"seed": 0, "warm": False}],
+    ]
+    matrices = []
+    for trainings in origins:
+        previous = deepcopy(trained.potential)
+        previous.metadata["trainings"] = trainings
+        matrices.append(
+            train(alloys, model=MODEL, settings=settings, seed=0, previous=previous).potential.whitening.matrix
+        )
+    assert all(torch.equal(matrix, matrices[0]) for matrix in matrices[:3])
+    assert not torch.allclose(matrices[3], matrices[0])
+
+
 def test_what_only_moving_atoms_change_is_not_blown_up(label):
     """Perfect crystals of many volumes tell nothing of the invariants that vanish by symmetry."""
     perfect = [bulk("Cu", "fcc", a).repeat(2) for a in np.linspace(3.4, 3.9, 40)]
@@ -259,18 +290,44 @@ def test_a_warm_start_leaves_out_the_beginning_of_the_schedule():
     begin, middle, end = (moment(progress, warm=True) for progress in (0.0, 0.5, 1.0))
     assert 0.0 < begin < middle < end == 1.0
     assert middle == pytest.approx((begin + end) / 2)
-    assert any(moment(look, warm=True) <= TRUSTING for look in LOOKS)
+    assert [moment(look, warm=True) <= TRUSTING for look in LOOKS] == [True, True, True, False]
     assert [rate_factor(when) for when in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5025, 0.005])
 
 
-def test_the_loss_has_the_elbow_and_the_trust_of_the_moment():
-    def loss(force: float, misfit: float, typical: float = 0.1, **moment: float) -> float:
+def test_a_warm_training_follows_its_part_of_the_schedule(trained, alloys, monkeypatch):
+    seen = []
+
+    def spy(when: float, settings: TrainConfig) -> Weights:
+        seen.append(when)
+        return loss_weights(when, settings)
+
+    monkeypatch.setattr(loop, "loss_weights", spy)
+    settings = TrainConfig(max_steps=8, warm_learning_rate=1e-3)
+    run = _Run(read_labels(alloys, settings), deepcopy(trained.potential), settings, 0, warm=True)
+    run.state.step = 1000  # the rate has risen
+    assert run._learning_rate(0.0) == pytest.approx(run.top_rate * rate_factor(WARM_FROM))
+    train(alloys, model=MODEL, settings=settings, seed=0, previous=trained.potential)
+    assert seen == pytest.approx([WARM_FROM + (1 - WARM_FROM) * step / 8 for step in range(8)])
+
+
+@pytest.mark.usefixtures("rising_scores")
+def test_what_a_warm_start_unlearns_at_first_spends_no_patience(trained, alloys):
+    settings = TrainConfig(max_steps=50, evaluate_every=1, patience=3)
+    result = train(alloys, model=MODEL, settings=settings, seed=0, previous=trained.potential)
+    # the first score of the second half of the schedule, three waits, the first settled one, three waits
+    assert result.history[-1]["step"] == 17 + 3 + 1 + 3
+    settled = result.history[20]
+    assert result.errors == pytest.approx({name: settled[name] for name in result.errors}, rel=1e-5)
+
+
+def test_the_loss_follows_the_typical_misfit_and_trusts_wild_forces_when_told():
+    def loss(force: float, misfit: float, typical: float = 0.1, **weights: float) -> float:
         forces, virial = torch.tensor([[force, 0, 0], [0, 0, 0]]), torch.zeros(1, 3, 3)
         targets = Targets(torch.zeros(1), forces, virial, torch.full((1,), 2.0), torch.zeros(1, dtype=torch.int64))
         misfits = Misfits(torch.zeros(1, 1), torch.tensor([[misfit, 0, 0], [0.1, 0, 0]]), torch.zeros(1, 3, 3))
         robust = RobustLoss(torch.ones(1), 1.0)
         robust.typical.fill_(typical)
-        return float(robust(misfits, targets, Weights(0.0, 1.0, 0.0, **moment), torch.ones(1, 1)))
+        return float(robust(misfits, targets, Weights(0.0, 1.0, 0.0, **weights), torch.ones(1, 1)))
 
     small, large = (loss(0.0, misfit, typical=50.0) for misfit in (1.0, 2.0))
     assert large / small == pytest.approx(4.01 / 1.01, rel=2e-3)  # quadratic
