@@ -117,7 +117,7 @@ def set_whitening(
         it too, their whitening stays. The weights of the others keep their size.
     """
     kept = numbers[: max(1, int((dataset.counts[numbers].cumsum(0) <= WHITENING_ATOMS).sum()))]
-    familiar = {potential.elements[k] for k in dataset.species.unique().tolist()} <= set(learned)
+    familiar = {potential.elements[k] for k in set(dataset.species.tolist())} <= set(learned)
     features, species = _features(_untrained(potential) if familiar else potential, dataset, kept, max_atoms)
     old_mean, old_matrix = potential.whitening.mean.double(), potential.whitening.matrix.double()
     new_mean, new_matrix = old_mean.clone(), old_matrix.clone()
