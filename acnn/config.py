@@ -80,7 +80,12 @@ class TrainConfig(Settings):
     )
     energy_weight: float = Field(30.0, ge=0, description="Final weight of the energy per atom in the loss.")
     force_weight: float = Field(1.0, ge=0, description="Weight of the force components in the loss.")
-    virial_weight: float = Field(1.0, ge=0, description="Weight of the virial per atom in the loss.")
+    virial_weight: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of the virial per atom in the loss; of structures of more than eight atoms it falls with "
+        "their number.",
+    )
     weight_decay: float = Field(
         1e-4, ge=0, description="Decoupled weight decay of the fitting network, per unit learning rate."
     )

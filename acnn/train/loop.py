@@ -235,8 +235,8 @@ class _Run:
         return done + self.state.skipped
 
     def _learning_rate(self, progress: float) -> float:
-        """Rise, then fall as the schedule says."""
-        rise = min(1.0, (self.state.step + 1) / max(WARM_UP_STEPS, WARM_UP * self.max_steps))
+        """Rise, also where the optimiser begins anew, then fall as the schedule says."""
+        rise = min(1.0, (self.optimizer.steps + 1) / max(WARM_UP_STEPS, WARM_UP * self.max_steps))
         top = self.top_rate * 0.3**self.state.rewinds
         return top * rise * rate_factor(moment(progress, warm=self.warm))
 

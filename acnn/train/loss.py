@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from acnn.train.labels import Label
 
 WILD_FORCE = 4.0  # typical forces beyond which a force counts less, at first
+VIRIAL_ATOMS = 8.0  # of a larger structure the virial counts less: its many forces tell the same
 WILD_ENERGY = 1.0  # eV/atom above the lowest structures, beyond which an energy counts less
 
 
@@ -32,7 +33,7 @@ class Weights:
     force
         Of the force components.
     virial
-        Of the virial per atom.
+        Of the virial per atom, of structures of up to eight atoms; of larger ones it falls with their number.
     wild_force
         Typical forces beyond which a force, or a virial per atom, counts less.
     """
@@ -169,17 +170,18 @@ class RobustLoss:
         # what a label does not say counts for nothing, so that it does not make the rest count less
         force_trust = force_trust * torch.isfinite(targets.forces).all(1)
         virial_trust = virial_trust * torch.isfinite(targets.virial).flatten(1).all(1)
+        virial_weight = weights.virial * (VIRIAL_ATOMS / targets.counts).clamp(max=1.0)[:, None, None]
         terms = (
             (misfits.energy, energy_trust[:, None] * owned, weights.energy),
             (misfits.force, force_trust[:, None].expand_as(misfits.force), weights.force),
-            (misfits.virial, virial_trust[:, None, None].expand_as(misfits.virial), weights.virial),
+            (misfits.virial, virial_trust[:, None, None].expand_as(misfits.virial), virial_weight),
         )
         total = misfits.energy.new_zeros(())
         for kind, (misfit, trust, weight) in enumerate(terms):
             elbow = self._typical(kind, misfit.detach(), trust)
             relative = misfit / elbow
             robust = elbow * elbow * ((1.0 + relative.square()).sqrt() - 1.0)
-            total = total + weight * (trust * robust).sum() / trust.sum().clamp(min=1e-6)
+            total = total + (weight * trust * robust).sum() / trust.sum().clamp(min=1e-6)
         return total
 
     def _typical(self, kind: int, misfit: torch.Tensor, trust: torch.Tensor) -> float:

@@ -256,7 +256,7 @@ def test_an_element_first_seen_in_a_warm_start_is_fitted_then(alloys, attention)
 
 
 def test_patience_ends_the_training_and_the_best_weights_are_kept(alloys):
-    settings = TrainConfig(max_steps=400, evaluate_every=1, patience=3, learning_rate=0.5)
+    settings = TrainConfig(max_steps=400, evaluate_every=1, patience=3, learning_rate=0.2)
     result = train(alloys, model=MODEL, settings=settings, seed=0)
     assert result.history[-1]["step"] < 400
     forces = [record["force_mae_ev_per_a"] for record in result.history]
@@ -304,7 +304,7 @@ def test_a_warm_training_follows_its_part_of_the_schedule(trained, alloys, monke
     monkeypatch.setattr(loop, "loss_weights", spy)
     settings = TrainConfig(max_steps=8, warm_learning_rate=1e-3)
     run = _Run(read_labels(alloys, settings), deepcopy(trained.potential), settings, 0, warm=True)
-    run.state.step = 1000  # the rate has risen
+    run.optimizer.steps = 1000  # the rate has risen
     assert run._learning_rate(0.0) == pytest.approx(run.top_rate * rate_factor(WARM_FROM))
     train(alloys, model=MODEL, settings=settings, seed=0, previous=trained.potential)
     assert seen == pytest.approx([WARM_FROM + (1 - WARM_FROM) * step / 8 for step in range(8)])
@@ -333,6 +333,18 @@ def test_the_loss_follows_the_typical_misfit_and_trusts_wild_forces_when_told():
     assert large / small == pytest.approx(4.01 / 1.01, rel=2e-3)  # quadratic
     assert loss(0.0, 2.0) < 0.7 * large
     assert loss(20.0, 1.0, wild_force=4.0) < 0.3 * loss(20.0, 1.0, wild_force=40.0)
+
+
+def test_the_virial_of_a_large_structure_counts_less():
+    def loss(n_atoms: int) -> float:
+        forces, virial = torch.zeros(n_atoms, 3), torch.zeros(1, 3, 3)
+        counts, misfit = torch.full((1,), float(n_atoms)), torch.full((1, 3, 3), 0.2)
+        targets = Targets(torch.zeros(1), forces, virial, counts, torch.zeros(1, dtype=torch.int64))
+        misfits = Misfits(torch.zeros(1, 1), forces, misfit)
+        return float(RobustLoss(torch.ones(1), 1.0)(misfits, targets, Weights(0.0, 0.0, 1.0), torch.ones(1, 1)))
+
+    assert loss(1) == loss(8) > 0
+    assert loss(64) == pytest.approx(loss(8) / 8)
 
 
 def test_the_first_of_equal_groups_in_other_units_is_kept(alloys, monkeypatch, caplog):
