@@ -93,10 +93,11 @@ class TrainConfig(Settings):
     validation_fraction: float = Field(
         0.05, ge=0, lt=0.9, description="Part of the structure families held out; of few labels twice as many."
     )
-    patience: int = Field(
-        200,
+    patience: int | None = Field(
+        None,
         ge=1,
-        description="Evaluations without improvement before the best weights settle early, and then before the end.",
+        description="Evaluations without improvement before the best weights settle early, and then before the end; "
+        "None: a fifth of those planned, fifty at least.",
     )
     evaluate_every: int = Field(50, ge=1, description="Optimiser steps between two evaluations on the held-out part.")
     threads: int = Field(

@@ -20,7 +20,7 @@ from acnn.neighbors import build_neighbors
 from acnn.train.units import first_frames, two_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from ase import Atoms
 
@@ -335,3 +335,35 @@ def energies_above_reference(labels: Sequence[Label]) -> np.ndarray:
     energies = np.array([label.energy for label in labels])
     excess: np.ndarray = (energies - counts @ references) / counts.sum(1)
     return excess
+
+
+def text_of(digests: Collection[int]) -> str:
+    """Write digests of labels, sixteen digits each.
+
+    Parameters
+    ----------
+    digests
+        As labels have them.
+
+    Returns
+    -------
+    str
+        For the metadata of a potential.
+    """
+    return "".join(f"{digest:016x}" for digest in sorted(digests))
+
+
+def digests_of(text: str) -> set[int]:
+    """Read the digests of labels.
+
+    Parameters
+    ----------
+    text
+        From `text_of`.
+
+    Returns
+    -------
+    set
+        The digests.
+    """
+    return {int(text[start : start + 16], 16) for start in range(0, len(text), 16)}

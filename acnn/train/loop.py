@@ -18,13 +18,22 @@ from acnn.errors import ConfigError, ModelError, NumericalError
 from acnn.nn.potential import Potential
 from acnn.threads import torch_threads
 from acnn.train.dataset import Dataset
-from acnn.train.labels import Label, LabelSet, check_elements, read_labels
+from acnn.train.labels import Label, LabelSet, check_elements, digests_of, read_labels, text_of
 from acnn.train.loss import RobustLoss, doubted, energy_trust, random_mixture, residuals
 from acnn.train.metrics import calibration_factors, find_other_units, measure, thinned
 from acnn.train.optimizer import Soap
 from acnn.train.prepare import set_onsets, set_references, set_whitening, typical_force
 from acnn.train.restart import RunState, fingerprint, load_state, save_state
-from acnn.train.schedule import TRUSTING, default_steps, loss_weights, moment, rate_factor, top_learning_rate
+from acnn.train.schedule import (
+    TRUSTING,
+    default_patience,
+    default_steps,
+    loss_weights,
+    moment,
+    rate_factor,
+    rise,
+    top_learning_rate,
+)
 from acnn.train.split import ownership, split_families
 from acnn.train.units import warn_of_other_scale
 
@@ -38,8 +47,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WARM_UP = 0.03  # of the training, during which the learning rate rises
-WARM_UP_STEPS = 30.0  # at least
 LOOKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # parts of the training after which labels in other units are looked for
 SETTLING = 0.8  # of the training; from here on, at a tenth of the highest rate and less, the best weights are chosen
 EXPLODED = 1e6  # a loss that no training recovers from; it starts between a hundredth and a hundred
@@ -169,7 +176,7 @@ class _Run:
         self.start, self.seed = fingerprint(potential, seed), seed
         rng = np.random.default_rng(seed)
         self.labels: list[Label] = found.labels
-        self.seen = _digests(potential.metadata.get("learned", ""))
+        self.seen = digests_of(potential.metadata.get("learned", ""))
         kept, held = split_families(self.labels, settings.validation_fraction, rng, self.seen)
         self.kept, self.held = torch.tensor(kept), torch.tensor(held, dtype=torch.int64)
         # a potential that does not say what it learned is of before this was noted
@@ -193,6 +200,7 @@ class _Run:
         self.state = RunState(best=[p.detach().clone() for p in self.parameters])
         size = len(self.kept), int(self.data.counts[self.kept].sum())
         self.max_steps = settings.max_steps or default_steps(*size, settings, warm=warm)
+        self.patience = settings.patience or default_patience(self.max_steps, settings)
         self.top_rate = top_learning_rate(*size, self.max_steps, settings, warm=warm)
 
     def fit(self, work_dir: Path | None) -> None:
@@ -236,9 +244,8 @@ class _Run:
 
     def _learning_rate(self, progress: float) -> float:
         """Rise, also where the optimiser begins anew, then fall as the schedule says."""
-        rise = min(1.0, (self.optimizer.steps + 1) / max(WARM_UP_STEPS, WARM_UP * self.max_steps))
-        top = self.top_rate * 0.3**self.state.rewinds
-        return top * rise * rate_factor(moment(progress, warm=self.warm))
+        top = self.top_rate * 0.3**self.state.rewinds * rise(self.optimizer.steps, self.max_steps)
+        return top * rate_factor(moment(progress, warm=self.warm))
 
     def _step(self, progress: float) -> None:
         """Take one minibatch."""
@@ -247,8 +254,7 @@ class _Run:
             state.queue = self.data.epoch(self.kept, self.settings.batch_atoms, self.generator)
         graph, targets = self.data.batch(state.queue.pop())
         owned = self.owned[targets.number]
-        mixture = random_mixture(owned, self.generator)
-        misfits = residuals(self.potential, graph, targets, mixture, training=True)
+        misfits = residuals(self.potential, graph, targets, random_mixture(owned, self.generator), training=True)
         loss = self.loss(misfits, targets, loss_weights(moment(progress, warm=self.warm), self.settings), owned)
         state.loss = float(loss.detach())
         if not abs(state.loss) < EXPLODED:
@@ -303,7 +309,7 @@ class _Run:
             state.best = [p.detach().clone() for p in self.parameters]
         elif not unlearning:
             state.waited += 1
-            if state.waited >= self.settings.patience:
+            if state.waited >= self.patience:
                 self._end_early()
         self._swap()
         energy, force = record["energy_mae_ev_per_atom"], record.get("force_mae_ev_per_a", math.nan)
@@ -369,7 +375,7 @@ class _Run:
             **potential.metadata,
             "label_fingerprint": label_fingerprint,
             "train_config": self.settings.model_dump(mode="json"),
-            "learned": "".join(f"{digest:016x}" for digest in sorted(learned)),
+            "learned": text_of(learned),
             "learned_elements": sorted(self.learned | present),
             "trainings": [*potential.metadata.get("trainings", []), summary],
             "history": thinned(state.history),
@@ -386,11 +392,6 @@ class _Run:
             errors=errors,
             seconds=state.seconds,
         )
-
-
-def _digests(text: str) -> set[int]:
-    """Read the digests of labels that a potential has learned, sixteen digits each."""
-    return {int(text[start : start + 16], 16) for start in range(0, len(text), 16)}
 
 
 def check_settings(settings: TrainConfig) -> None:

@@ -26,6 +26,17 @@ MOST_STRUCTURES = 50.0
 REFERENCE_STEPS = 1000
 """Steps of a training from which the learning rate falls with its length."""
 
+RISING_PART = 0.03
+"""Part of a training during which the learning rate rises."""
+
+RISING_STEPS = 30.0
+"""Steps during which it rises at least."""
+
+PATIENT_PART = 0.2
+"""Part of a training without improvement after which it ends early."""
+
+FEWEST_WAITED = 50
+"""Evaluations without improvement that are waited for at least."""
 
 FIRST_ENERGY = 1 / 30
 """Weight of the energies at the start of a training from scratch, in units of the final one."""
@@ -65,6 +76,26 @@ def default_steps(n_labels: int, n_atoms: int, settings: TrainConfig, *, warm: b
     batches = n_batches(n_labels, n_atoms, settings)
     steps = min(int(800 * batches**0.7), 80000)
     return max(150, round(WARM_PART * steps)) if warm else steps
+
+
+def default_patience(steps: int, settings: TrainConfig) -> int:
+    """Choose how many evaluations without improvement are waited for.
+
+    Few labels of a simulation are known by heart long before the schedule ends, and what is learned then harms.
+
+    Parameters
+    ----------
+    steps
+        Optimiser steps of the whole training as planned.
+    settings
+        Give the steps between two evaluations.
+
+    Returns
+    -------
+    int
+        A part of the evaluations, but enough for the chance in a few labels held out.
+    """
+    return max(FEWEST_WAITED, round(PATIENT_PART * steps / settings.evaluate_every))
 
 
 def top_learning_rate(n_labels: int, n_atoms: int, steps: int, settings: TrainConfig, *, warm: bool) -> float:
@@ -118,6 +149,24 @@ def moment(progress: float, *, warm: bool) -> float:
         From 0 to 1.
     """
     return WARM_FROM + (1.0 - WARM_FROM) * progress if warm else progress
+
+
+def rise(step: int, steps: int) -> float:
+    """Let the learning rate rise at first.
+
+    Parameters
+    ----------
+    step
+        Steps since the optimiser knew nothing.
+    steps
+        Steps of the whole training as planned.
+
+    Returns
+    -------
+    float
+        A factor, up to one.
+    """
+    return min(1.0, (step + 1) / max(RISING_STEPS, RISING_PART * steps))
 
 
 def rate_factor(when: float) -> float:

@@ -22,8 +22,8 @@ from acnn.evaluate import evaluate, predict
 from acnn.nn.potential import Potential
 from acnn.train import history_csv, loop, train
 from acnn.train.dataset import Dataset, Targets
-from acnn.train.labels import fit_references, read_labels
-from acnn.train.loop import LOOKS, _digests, _Run
+from acnn.train.labels import digests_of, fit_references, read_labels
+from acnn.train.loop import LOOKS, _Run
 from acnn.train.loss import Misfits, RobustLoss, Weights, doubted, random_mixture, residuals
 from acnn.train.metrics import calibration_factors, measure
 from acnn.train.schedule import TRUSTING, WARM_FROM, loss_weights, moment, rate_factor
@@ -741,7 +741,7 @@ def test_what_a_member_did_not_learn_it_does_not_learn_later(alloys):
 def test_only_what_is_new_is_held_out(alloys, other_alloys):
     first = train(alloys, model=MODEL, settings=QUICK, seed=0).potential
     seen = {label.digest for label in read_labels(alloys, QUICK).labels}
-    learned = _digests(first.metadata["learned"])
+    learned = digests_of(first.metadata["learned"])
     assert len(learned) == 40 - 4
     assert learned < seen
     labels = read_labels([*alloys, *other_alloys], QUICK).labels
