@@ -83,8 +83,8 @@ class TrainConfig(Settings):
     virial_weight: float = Field(
         1.0,
         ge=0,
-        description="Weight of the virial per atom in the loss; of structures of more than eight atoms it falls with "
-        "their number.",
+        description="Weight of the virial per atom in the loss; where forces of more than eight atoms are learned too "
+        "it falls with their number.",
     )
     weight_decay: float = Field(
         1e-4, ge=0, description="Decoupled weight decay of the fitting network, per unit learning rate."

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from acnn.train.labels import Label
 
 WILD_FORCE = 4.0  # typical forces beyond which a force counts less, at first
-VIRIAL_ATOMS = 8.0  # of a larger structure the virial counts less: its many forces tell the same
+VIRIAL_ATOMS = 8.0  # atoms with forces beyond which the virial of a structure counts less: its forces tell the same
 WILD_ENERGY = 1.0  # eV/atom above the lowest structures, beyond which an energy counts less
 
 
@@ -33,7 +33,7 @@ class Weights:
     force
         Of the force components.
     virial
-        Of the virial per atom, of structures of up to eight atoms; of larger ones it falls with their number.
+        Of the virial per atom; where forces of more than eight atoms are known and count, it falls with their number.
     wild_force
         Typical forces beyond which a force, or a virial per atom, counts less.
     """
@@ -170,7 +170,7 @@ class RobustLoss:
         # what a label does not say counts for nothing, so that it does not make the rest count less
         force_trust = force_trust * torch.isfinite(targets.forces).all(1)
         virial_trust = virial_trust * torch.isfinite(targets.virial).flatten(1).all(1)
-        virial_weight = weights.virial * (VIRIAL_ATOMS / targets.counts).clamp(max=1.0)[:, None, None]
+        virial_weight = weights.virial * self._virial_share(targets, weights)[:, None, None]
         terms = (
             (misfits.energy, energy_trust[:, None] * owned, weights.energy),
             (misfits.force, force_trust[:, None].expand_as(misfits.force), weights.force),
@@ -183,6 +183,13 @@ class RobustLoss:
             robust = elbow * elbow * ((1.0 + relative.square()).sqrt() - 1.0)
             total = total + (weight * trust * robust).sum() / trust.sum().clamp(min=1e-6)
         return total
+
+    def _virial_share(self, targets: Targets, weights: Weights) -> torch.Tensor:
+        """Say how much each virial counts beside the forces of its structure, shape (n_systems,)."""
+        known = torch.isfinite(targets.forces).all(1).to(targets.virial) * float(weights.force > 0)
+        system = torch.repeat_interleave(targets.counts.long())
+        atoms = known.new_zeros(len(targets.virial)).index_add(0, system, known)
+        return VIRIAL_ATOMS / atoms.clamp(min=VIRIAL_ATOMS)
 
     def _typical(self, kind: int, misfit: torch.Tensor, trust: torch.Tensor) -> float:
         """Follow the typical misfit."""

@@ -43,8 +43,8 @@ def measure(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atom
     -------
     dict
         Errors in eV/atom, eV/Å and eV/atom (virial) of what the labels hold, and the ``score`` that early stopping
-        minimises: the square of the mean root of the structures' errors (of force, and five times of energy), for
-        their plain mean is that of a few wild ones.
+        minimises: the square of the mean root of the structures' errors (of force if known, and five times of
+        energy), for their plain mean is that of a few wild ones.
     """
     sums: defaultdict[str, float] = defaultdict(float)
     counts: Counter[str] = Counter()

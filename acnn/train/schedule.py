@@ -33,7 +33,7 @@ RISING_STEPS = 30.0
 """Steps during which it rises at least."""
 
 PATIENT_PART = 0.2
-"""Part of a training without improvement after which it ends early."""
+"""Part of a training without improvement after which the best weights settle early."""
 
 FEWEST_WAITED = 50
 """Evaluations without improvement that are waited for at least."""
@@ -81,7 +81,8 @@ def default_steps(n_labels: int, n_atoms: int, settings: TrainConfig, *, warm: b
 def default_patience(steps: int, settings: TrainConfig) -> int:
     """Choose how many evaluations without improvement are waited for.
 
-    Few labels of a simulation are known by heart long before the schedule ends, and what is learned then harms.
+    The labels of a simulation are known by heart long before the schedule ends, and what is learned then harms. A
+    training of a few thousand steps ends before.
 
     Parameters
     ----------

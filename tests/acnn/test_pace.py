@@ -15,7 +15,7 @@ from acnn.train.loop import _Run
 from acnn.train.optimizer import Soap
 from acnn.train.prepare import energy_scale
 from acnn.train.restart import load_state, save_state
-from acnn.train.schedule import MOST_STRUCTURES, n_batches, top_learning_rate
+from acnn.train.schedule import MOST_STRUCTURES, default_patience, n_batches, top_learning_rate
 
 SETTINGS = TrainConfig(batch_atoms=256, learning_rate=0.01, warm_learning_rate=0.005)
 REFERENCES = {13: -3.0}
@@ -58,6 +58,19 @@ def test_the_rate_goes_with_the_root_of_the_structures_in_a_minibatch(n_labels: 
 def test_the_rate_falls_with_the_fourth_root_of_a_long_training(steps: int, part: float):
     for warm, rate in ((False, 0.01), (True, 0.005)):
         assert top_learning_rate(100, 2560, steps, SETTINGS, warm=warm) == pytest.approx(rate * part)
+
+
+@pytest.mark.parametrize(("steps", "waits"), [(800, 50), (12500, 50), (80000, 320)])
+def test_patience_grows_with_the_training(steps: int, waits: int):
+    assert default_patience(steps, TrainConfig(evaluate_every=50)) == waits
+    found = read_labels([label.atoms for label in labels([0.1, 0.2, 0.3])], SETTINGS)
+
+    def patience(settings: TrainConfig) -> int:
+        model = ModelConfig(members=1, hidden=(4,))
+        return _Run(found, Potential(model, ["Al"], seed=0), settings, 0, warm=False).patience
+
+    assert patience(TrainConfig(max_steps=steps)) == waits
+    assert patience(TrainConfig(max_steps=steps, patience=7)) == 7
 
 
 def test_no_structure_is_cut_into_minibatches():

@@ -255,17 +255,60 @@ def test_an_element_first_seen_in_a_warm_start_is_fitted_then(alloys, attention)
     assert torch.equal(again.reference, warm.reference)
 
 
-def test_patience_ends_the_training_and_the_best_weights_are_kept(alloys):
+@pytest.fixture
+def scores(monkeypatch) -> list[float]:
+    """Note the score of each evaluation; the last is that of the weights that are kept."""
+    noted = []
+
+    def noting(*args: object) -> dict[str, float]:
+        record = measure(*args)
+        noted.append(record["score"])
+        return record
+
+    monkeypatch.setattr(loop, "measure", noting)
+    return noted
+
+
+def test_patience_ends_the_training_and_the_best_weights_are_kept(alloys, scores):
     settings = TrainConfig(max_steps=400, evaluate_every=1, patience=3, learning_rate=0.2)
     result = train(alloys, model=MODEL, settings=settings, seed=0)
     assert result.history[-1]["step"] < 400
     forces = [record["force_mae_ev_per_a"] for record in result.history]
     energies = [record["energy_mae_ev_per_atom"] for record in result.history]
     kept = result.errors["force_mae_ev_per_a"], result.errors["energy_mae_ev_per_atom"]
-    best = int(np.argmin(np.array(forces) + 5 * np.array(energies)))
+    best = int(np.argmin(scores[:-1]))
+    assert scores[-1] == pytest.approx(scores[best], rel=1e-5)
     assert best < len(forces) - 3
     assert kept == pytest.approx((forces[best], energies[best]), rel=1e-5)
     assert result.potential.metadata["trainings"][-1]["held_out"] == result.errors
+
+
+def test_a_wild_structure_does_not_decide_the_score(alloys):
+    found = read_labels(alloys, QUICK)
+    run = _Run(found, Potential(MODEL, ["Cu", "Au"], 0), QUICK, 0, warm=False)
+    right, counts = run.data.energy.clone(), run.data.counts
+
+    def measured(shift: torch.Tensor) -> tuple[float, float]:
+        run.data.energy = right + counts * shift
+        errors = measure(run.potential, run.data, torch.arange(len(alloys)), 64)
+        return errors["score"], errors["force_mae_ev_per_a"] + 5 * errors["energy_mae_ev_per_atom"]
+
+    one_wild = torch.zeros(len(alloys))
+    one_wild[0] = 120.0
+    all_wrong, one_wrong = measured(torch.full((len(alloys),), 2.0)), measured(one_wild)
+    assert one_wrong[1] > all_wrong[1]
+    assert one_wrong[0] < all_wrong[0]
+
+
+def test_the_rate_rises_where_the_optimizer_begins_anew(alloys):
+    settings = TrainConfig(max_steps=1000)
+    run = _Run(read_labels(alloys, settings), Potential(MODEL, ["Cu", "Au"], 0), settings, 0, warm=False)
+    run.state.step = run.optimizer.steps = 800
+    settled = run._learning_rate(0.8)
+    run.optimizer.reset()
+    assert run._learning_rate(0.8) == pytest.approx(settled / 30)
+    run.optimizer.steps = 29
+    assert run._learning_rate(0.8) == pytest.approx(settled)
 
 
 @pytest.mark.usefixtures("rising_scores")
@@ -335,16 +378,17 @@ def test_the_loss_follows_the_typical_misfit_and_trusts_wild_forces_when_told():
     assert loss(20.0, 1.0, wild_force=4.0) < 0.3 * loss(20.0, 1.0, wild_force=40.0)
 
 
-def test_the_virial_of_a_large_structure_counts_less():
-    def loss(n_atoms: int) -> float:
-        forces, virial = torch.zeros(n_atoms, 3), torch.zeros(1, 3, 3)
-        counts, misfit = torch.full((1,), float(n_atoms)), torch.full((1, 3, 3), 0.2)
-        targets = Targets(torch.zeros(1), forces, virial, counts, torch.zeros(1, dtype=torch.int64))
-        misfits = Misfits(torch.zeros(1, 1), forces, misfit)
-        return float(RobustLoss(torch.ones(1), 1.0)(misfits, targets, Weights(0.0, 0.0, 1.0), torch.ones(1, 1)))
+def test_the_virial_of_a_large_structure_counts_less_beside_its_forces():
+    def loss(n_atoms: int, force_weight: float = 1.0, known: float = 0.0) -> float:
+        forces, counts = torch.full((n_atoms, 3), known), torch.full((1,), n_atoms)
+        targets = Targets(torch.zeros(1), forces, torch.zeros(1, 3, 3), counts, torch.zeros(1, dtype=torch.int64))
+        misfits = Misfits(torch.zeros(1, 1), torch.zeros(n_atoms, 3), torch.full((1, 3, 3), 0.2))
+        weights = Weights(0.0, force_weight, 1.0)
+        return float(RobustLoss(torch.ones(1), 1.0)(misfits, targets, weights, torch.ones(1, 1)))
 
     assert loss(1) == loss(8) > 0
     assert loss(64) == pytest.approx(loss(8) / 8)
+    assert loss(64, force_weight=0.0) == loss(64, known=np.nan) == loss(8)
 
 
 def test_the_first_of_equal_groups_in_other_units_is_kept(alloys, monkeypatch, caplog):
