@@ -22,7 +22,7 @@ from acnn.train.labels import Label, LabelSet, check_elements, digests_of, read_
 from acnn.train.loss import RobustLoss, doubted, energy_trust, random_mixture, residuals
 from acnn.train.metrics import calibration_factors, find_other_units, measure, thinned
 from acnn.train.optimizer import Soap
-from acnn.train.prepare import set_onsets, set_references, set_whitening, typical_force
+from acnn.train.prepare import pull_back, set_onsets, set_references, set_whitening, typical_force
 from acnn.train.restart import RunState, fingerprint, load_state, save_state
 from acnn.train.schedule import (
     TRUSTING,
@@ -187,10 +187,12 @@ class _Run:
         self.generator = torch.Generator().manual_seed(seed)
         order = self.kept[torch.randperm(len(self.kept), generator=self.generator)]
         set_whitening(potential, self.data, order, settings.batch_atoms, self.learned)
+        size = len(self.kept), int(self.data.counts[self.kept].sum())
+        self.max_steps = settings.max_steps or default_steps(*size, settings, warm=warm)
+        pull_back(potential, self.data, self.learned, 0 if settings.max_time else self.max_steps)
         self.owned = torch.as_tensor(ownership(self.labels, potential.n_members), dtype=potential.dtype)
         excess = self.data.energy / self.data.counts
-        force = typical_force([self.labels[number] for number in kept])
-        self.loss = RobustLoss(energy_trust(excess), force)
+        self.loss = RobustLoss(energy_trust(excess), typical_force([self.labels[number] for number in kept]))
         self.doubted = doubted(self.labels, self.loss)
         named = [(name, p) for name, p in potential.named_parameters() if p.requires_grad]
         self.parameters: list[torch.Tensor] = [p for _, p in named]
@@ -198,8 +200,6 @@ class _Run:
         self.optimizer = Soap(self.parameters, settings.weight_decay, decayed)
         self.average = [p.detach().clone() for p in self.parameters]
         self.state = RunState(best=[p.detach().clone() for p in self.parameters])
-        size = len(self.kept), int(self.data.counts[self.kept].sum())
-        self.max_steps = settings.max_steps or default_steps(*size, settings, warm=warm)
         self.patience = settings.patience or default_patience(self.max_steps, settings)
         self.top_rate = top_learning_rate(*size, self.max_steps, settings, warm=warm)
 

@@ -24,6 +24,8 @@ ONSET_MARGIN = 0.98  # of the shortest distance seen: the repulsion stays clear 
 SHORTEST = 0.4  # of the guess: whatever the labels hold, atoms that collide are pushed apart from here
 SMALLEST_SCALE, LARGEST_SCALE = 0.1, 10.0  # Å; of the energies, in units of the typical force
 WHITENING_ATOMS = 20000  # environments from which the whitening is taken, at most
+KEPT = 0.6  # of what trainings made of the weights, in a warm start...
+PULLING_STEPS = 1600  # ...of at least so many steps: fewer would not make good for it
 SHAKEN = 0.1  # Å, each component: environments are whitened with their atoms displaced at random
 
 
@@ -117,8 +119,8 @@ def set_whitening(
         it too, their whitening stays. The weights of the others keep their size.
     """
     kept = numbers[: max(1, int((dataset.counts[numbers].cumsum(0) <= WHITENING_ATOMS).sum()))]
-    familiar = {potential.elements[k] for k in set(dataset.species.tolist())} <= set(learned)
-    features, species = _features(_untrained(potential) if familiar else potential, dataset, kept, max_atoms)
+    source = _untrained(potential) if _familiar(potential, dataset, learned) else potential
+    features, species = _features(source, dataset, kept, max_atoms)
     old_mean, old_matrix = potential.whitening.mean.double(), potential.whitening.matrix.double()
     new_mean, new_matrix = old_mean.clone(), old_matrix.clone()
     for element, symbol in enumerate(potential.elements):
@@ -132,6 +134,36 @@ def set_whitening(
         _turn_layers(potential, (old_mean, old_matrix), (new_mean, new_matrix))
     potential.whitening.mean.copy_(new_mean)
     potential.whitening.matrix.copy_(new_matrix)
+
+
+def pull_back(potential: Potential, dataset: Dataset, learned: Collection[str], steps: int) -> None:
+    """Pull the weights of a warm start part of the way back to what they were before any training.
+
+    Weights that learned few labels first stay near what those made of them, and tell less of others than weights that
+    learned all labels at once. Nothing is pulled where labels bring elements not learned yet, or the origin is unknown.
+    (Shrink and perturb; Ash and Adams, arXiv 1910.08475; towards their own start here.)
+
+    Parameters
+    ----------
+    potential
+        Its whitening is that of the labels; its weights are changed.
+    dataset
+        The labels.
+    learned
+        Elements that it has learned; of a training from scratch none.
+    steps
+        Optimiser steps that are certain to follow.
+    """
+    if steps < PULLING_STEPS or not _familiar(potential, dataset, learned):
+        return
+    with torch.no_grad():
+        for weight, start in zip(potential.parameters(), _untrained(potential).parameters(), strict=True):
+            weight.lerp_(start, 1.0 - KEPT)
+
+
+def _familiar(potential: Potential, dataset: Dataset, learned: Collection[str]) -> bool:
+    """Say whether all elements of the labels were learned before."""
+    return {potential.elements[k] for k in set(dataset.species.tolist())} <= set(learned)
 
 
 def _untrained(potential: Potential) -> Potential:

@@ -5,6 +5,7 @@ import re
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -187,6 +188,30 @@ def test_a_warm_start_sees_inputs_whitened_as_if_it_were_from_scratch(trained, a
     torch.testing.assert_close(warm.mean, scratch.mean)
     torch.testing.assert_close(warm.matrix, scratch.matrix)
     assert not torch.equal(trained.potential.whitening.mean, warm.mean)
+
+
+def test_the_weights_of_a_long_warm_start_are_pulled_back(trained, alloys, monkeypatch):
+    untrained = Potential(MODEL, trained.potential.elements, trained.potential.metadata["trainings"][0]["seed"])
+
+    def parts(previous: Potential, steps: int, **limits: float) -> list[float]:
+        """Say how far each weight is from the untrained one, in units of where the previous potential is."""
+        settings = TrainConfig(max_steps=steps, **limits)
+        found, potential = read_labels(alloys, settings), deepcopy(previous)
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "set_whitening", Mock())  # it turns the layers
+            run = _Run(found, potential, settings, 0, warm=True)
+        trios = zip(run.parameters, previous.parameters(), untrained.parameters(), strict=True)
+        return [((now - start).norm() / (was - start).norm()).item() for now, was, start in trios]
+
+    assert parts(trained.potential, 1600) == pytest.approx([0.6] * len(list(untrained.parameters())), rel=1e-4)
+    assert set(parts(trained.potential, 1599)) == {1.0}
+    assert set(parts(trained.potential, 1600, max_time=60.0)) == {1.0}
+    unknown = deepcopy(trained.potential)
+    unknown.metadata["trainings"] = []
+    assert set(parts(unknown, 1600)) == {1.0}
+    unknown.metadata["trainings"] = trained.potential.metadata["trainings"]
+    unknown.metadata["learned_elements"] = ["Cu"]
+    assert set(parts(unknown, 1600)) == {1.0}
 
 
 def test_a_potential_of_unknown_origin_is_whitened_as_it_is(trained, alloys):
