@@ -97,7 +97,7 @@ class TrainConfig(Settings):
         None,
         ge=1,
         description="Evaluations without improvement before the best weights settle early, and then before the end; "
-        "None: a fifth of those planned, fifty at least.",
+        "None: a fifth of those planned, fifty at least, in the second half.",
     )
     evaluate_every: int = Field(50, ge=1, description="Optimiser steps between two evaluations on the held-out part.")
     threads: int = Field(

@@ -303,11 +303,11 @@ class _Run:
         if not state.settling and self._progress() >= SETTLING:
             state.settling, state.best_score = True, math.inf
         # a warm start unlearns something at first: the weights that it began with would be the best ones for long
-        unlearning = self.warm and moment(self._progress(), warm=True) < TRUSTING
-        if not len(self.held) or (score < state.best_score and not unlearning):
+        early = moment(self._progress(), warm=self.warm) < TRUSTING
+        if not len(self.held) or (score < state.best_score and not (early and self.warm)):
             state.best_score, state.waited = score, 0
             state.best = [p.detach().clone() for p in self.parameters]
-        elif not unlearning:
+        elif not (early and (self.warm or self.settings.patience is None)):
             state.waited += 1
             if state.waited >= self.patience:
                 self._end_early()

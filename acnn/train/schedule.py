@@ -81,8 +81,9 @@ def default_steps(n_labels: int, n_atoms: int, settings: TrainConfig, *, warm: b
 def default_patience(steps: int, settings: TrainConfig) -> int:
     """Choose how many evaluations without improvement are waited for.
 
-    The labels of a simulation are known by heart long before the schedule ends, and what is learned then harms. A
-    training of a few thousand steps ends before.
+    The labels of a simulation are known by heart long before the schedule ends, and what is learned then harms. Only
+    the second half spends patience: at high rates the errors of a few wild structures stand still for long. A training
+    of a few thousand steps ends before.
 
     Parameters
     ----------

@@ -412,6 +412,13 @@ def test_without_patience_the_weights_still_settle(alloys):
     assert result.errors == pytest.approx({name: settled[name] for name in result.errors}, rel=1e-5)
 
 
+@pytest.mark.usefixtures("rising_scores")
+def test_by_default_only_the_second_half_spends_patience(alloys, monkeypatch):
+    monkeypatch.setattr(loop, "default_patience", lambda *_: 3)
+    result = train(alloys, model=MODEL, settings=TrainConfig(max_steps=100, evaluate_every=1), seed=0)
+    assert result.history[-1]["step"] == 49 + 3 + 1 + 3
+
+
 def test_elements_can_be_wider_than_the_labels(alloys):
     result = train(alloys, model=MODEL, settings=TrainConfig(max_steps=2), seed=0, elements=["Cu", "Ag", "Au"])
     assert result.potential.elements == ("Cu", "Ag", "Au")
