@@ -75,9 +75,7 @@ class TrainConfig(Settings):
         "thousand steps planned; it goes with the root of the structures, and beyond that falls with the fourth root "
         "of the steps.",
     )
-    warm_learning_rate: float = Field(
-        6e-3, gt=0, description="The same of a warm start, which begins where the rate has fallen to 85 % of this."
-    )
+    warm_learning_rate: float = Field(6e-3, gt=0, description="The same of a warm start.")
     energy_weight: float = Field(30.0, ge=0, description="Final weight of the energy per atom in the loss.")
     force_weight: float = Field(1.0, ge=0, description="Weight of the force components in the loss.")
     virial_weight: float = Field(

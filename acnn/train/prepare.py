@@ -24,8 +24,8 @@ ONSET_MARGIN = 0.98  # of the shortest distance seen: the repulsion stays clear 
 SHORTEST = 0.4  # of the guess: whatever the labels hold, atoms that collide are pushed apart from here
 SMALLEST_SCALE, LARGEST_SCALE = 0.1, 10.0  # Å; of the energies, in units of the typical force
 WHITENING_ATOMS = 20000  # environments from which the whitening is taken, at most
-KEPT = 0.6  # of what trainings made of the weights, in a warm start...
-PULLING_STEPS = 1600  # ...of at least so many steps: fewer would not make good for it
+KEPT = 0.6  # of what trainings made of the weights of the fitting network, in a warm start...
+PULLING_STEPS = 1900  # ...of at least so many steps: fewer would not make good for it
 SHAKEN = 0.1  # Å, each component: environments are whitened with their atoms displaced at random
 
 
@@ -137,7 +137,7 @@ def set_whitening(
 
 
 def pull_back(potential: Potential, dataset: Dataset, learned: Collection[str], steps: int) -> None:
-    """Pull the weights of a warm start part of the way back to what they were before any training.
+    """Pull the weights of the fitting network part of the way back to what they were before any training.
 
     Weights that learned few labels first stay near what those made of them, and tell less of others than weights that
     learned all labels at once. Nothing is pulled where labels bring elements not learned yet, or the origin is unknown.
@@ -157,7 +157,8 @@ def pull_back(potential: Potential, dataset: Dataset, learned: Collection[str], 
     if steps < PULLING_STEPS or not _familiar(potential, dataset, learned):
         return
     with torch.no_grad():
-        for weight, start in zip(potential.parameters(), _untrained(potential).parameters(), strict=True):
+        untrained = _untrained(potential)
+        for weight, start in zip(potential.fitting.parameters(), untrained.fitting.parameters(), strict=True):
             weight.lerp_(start, 1.0 - KEPT)
 
 

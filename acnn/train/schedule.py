@@ -11,10 +11,13 @@ if TYPE_CHECKING:
     from acnn.config import TrainConfig
 
 
-WARM_PART = 0.32
+WARM_PART = 0.33
 """Steps of a warm start, in units of those from scratch."""
 
-WARM_FROM = 0.25
+WARM_STEPS = 1800
+"""Steps up to which it takes half of those: the errors of few labels known by heart grow as soon as others come."""
+
+WARM_FROM = 0.05
 """Moment of the schedule at which a warm start begins."""
 
 REFERENCE_STRUCTURES = 10.0
@@ -75,7 +78,7 @@ def default_steps(n_labels: int, n_atoms: int, settings: TrainConfig, *, warm: b
     """
     batches = n_batches(n_labels, n_atoms, settings)
     steps = min(int(800 * batches**0.7), 80000)
-    return max(150, round(WARM_PART * steps)) if warm else steps
+    return max(150, round(WARM_PART * steps), min(steps // 2, WARM_STEPS)) if warm else steps
 
 
 def default_patience(steps: int, settings: TrainConfig) -> int:
@@ -135,8 +138,8 @@ def top_learning_rate(n_labels: int, n_atoms: int, steps: int, settings: TrainCo
 def moment(progress: float, *, warm: bool) -> float:
     """Say where in the schedule a training is.
 
-    A warm start leaves out the first part of it. It unlearns something by its high learning rate and the low weight of
-    the energies, but where it begins later it stays near what the first few labels made of the weights.
+    A warm start leaves out the very first part of it. It unlearns something by its high learning rate and the low
+    weight of the energies, but where it begins later it stays near what the first few labels made of the weights.
 
     Parameters
     ----------

@@ -27,7 +27,8 @@ from acnn.train.labels import digests_of, fit_references, read_labels
 from acnn.train.loop import LOOKS, _Run
 from acnn.train.loss import Misfits, RobustLoss, Weights, doubted, random_mixture, residuals
 from acnn.train.metrics import calibration_factors, measure
-from acnn.train.schedule import TRUSTING, WARM_FROM, loss_weights, moment, rate_factor
+from acnn.train.prepare import PULLING_STEPS
+from acnn.train.schedule import TRUSTING, WARM_FROM, default_steps, loss_weights, moment, rate_factor
 from acnn.train.split import family_blocks, ownership, split_families
 from acnn.train.units import other_scale
 
@@ -193,25 +194,28 @@ def test_a_warm_start_sees_inputs_whitened_as_if_it_were_from_scratch(trained, a
 def test_the_weights_of_a_long_warm_start_are_pulled_back(trained, alloys, monkeypatch):
     untrained = Potential(MODEL, trained.potential.elements, trained.potential.metadata["trainings"][0]["seed"])
 
-    def parts(previous: Potential, steps: int, **limits: float) -> list[float]:
+    def parts(previous: Potential, steps: int, **limits: float) -> dict[str, float]:
         """Say how far each weight is from the untrained one, in units of where the previous potential is."""
         settings = TrainConfig(max_steps=steps, **limits)
         found, potential = read_labels(alloys, settings), deepcopy(previous)
         with monkeypatch.context() as patch:
             patch.setattr(loop, "set_whitening", Mock())  # it turns the layers
             run = _Run(found, potential, settings, 0, warm=True)
-        trios = zip(run.parameters, previous.parameters(), untrained.parameters(), strict=True)
-        return [((now - start).norm() / (was - start).norm()).item() for now, was, start in trios]
+        names = [name for name, _ in potential.named_parameters()]
+        quads = zip(names, run.parameters, previous.parameters(), untrained.parameters(), strict=True)
+        return {name: ((now - start).norm() / (was - start).norm()).item() for name, now, was, start in quads}
 
-    assert parts(trained.potential, 1600) == pytest.approx([0.6] * len(list(untrained.parameters())), rel=1e-4)
-    assert set(parts(trained.potential, 1599)) == {1.0}
-    assert set(parts(trained.potential, 1600, max_time=60.0)) == {1.0}
+    long = parts(trained.potential, PULLING_STEPS)
+    assert {name.split(".")[0] for name in long} == {"embedding", "fitting"}
+    assert long == pytest.approx({name: 0.6 if name.startswith("fitting") else 1.0 for name in long}, rel=1e-4)
+    assert set(parts(trained.potential, PULLING_STEPS - 1).values()) == {1.0}
+    assert set(parts(trained.potential, PULLING_STEPS, max_time=60.0).values()) == {1.0}
     unknown = deepcopy(trained.potential)
     unknown.metadata["trainings"] = []
-    assert set(parts(unknown, 1600)) == {1.0}
+    assert set(parts(unknown, PULLING_STEPS).values()) == {1.0}
     unknown.metadata["trainings"] = trained.potential.metadata["trainings"]
     unknown.metadata["learned_elements"] = ["Cu"]
-    assert set(parts(unknown, 1600)) == {1.0}
+    assert set(parts(unknown, PULLING_STEPS).values()) == {1.0}
 
 
 def test_a_potential_of_unknown_origin_is_whitened_as_it_is(trained, alloys):
@@ -351,8 +355,9 @@ def test_what_a_warm_start_unlearns_at_first_spends_no_patience(trained, alloys)
     settings = TrainConfig(max_steps=50, evaluate_every=1, patience=3)
     result = train(alloys, model=MODEL, settings=settings, seed=0, previous=trained.potential)
     # the first score of the second half of the schedule, three waits, the first settled one, three waits
-    assert result.history[-1]["step"] == 17 + 3 + 1 + 3
-    settled = result.history[20]
+    assert result.history[-1]["step"] == 24 + 3 + 1 + 3
+    assert moment(23 / 50, warm=True) < TRUSTING <= moment(24 / 50, warm=True)
+    settled = result.history[27]
     assert result.errors == pytest.approx({name: settled[name] for name in result.errors}, rel=1e-5)
 
 
@@ -859,6 +864,14 @@ def test_a_long_training_learns_at_a_lower_rate(alloys):
         for steps in (1000, 16000)
     ]
     assert rates[1] == pytest.approx(rates[0] / 2)
+
+
+def test_a_warm_start_takes_a_third_of_the_steps_and_of_few_labels_half():
+    pairs = [
+        [default_steps(n_labels, 8 * n_labels, TrainConfig(), warm=warm) for warm in (False, True)]
+        for n_labels in (60, 320, 1000, 100_000)
+    ]
+    assert pairs == [[1299, 649], [pairs[1][0], 1800], [pairs[2][0], round(0.33 * pairs[2][0])], [80_000, 26_400]]
 
 
 def test_time_limit_ends_the_training(alloys):
