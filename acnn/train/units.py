@@ -79,9 +79,10 @@ def other_scale(
     with np.errstate(divide="ignore", invalid="ignore"):
         factor, cosine = product / learned, product / np.sqrt(labelled * learned)
     known = np.isfinite(factor)
-    alike = known & (np.abs(cosine) > ALIKE)
+    silent = SILENT**2 * np.quantile(labelled[known], 0.9) if known.any() else np.inf
+    alike = known & (np.maximum(labelled, learned) > silent) & (np.abs(cosine) > ALIKE)
     size = np.abs(np.log(np.abs(factor, where=alike, out=np.ones_like(factor))))
-    telling = known & (labelled > SILENT**2 * np.quantile(labelled[known], 0.9)) if known.any() else known
+    telling = known & (labelled > silent)
     agreed = telling & alike & (factor > 0) & (size < np.log(AGREED))
     if agreed.sum() >= 0.5 * telling.sum() > 0:
         misfit = labelled + learned - 2.0 * product

@@ -589,6 +589,13 @@ def test_signs_of_forces_below_the_typical_misfit_are_chance():
     assert found[0].tolist() == list(range(10))
 
 
+@pytest.mark.parametrize(("size", "noticed"), [(1e-14, False), (1.0, True)])
+def test_the_size_of_forces_that_vanish_by_symmetry_is_chance(size, noticed):
+    labelled, learned = np.ones(40), np.ones(40)
+    labelled[:10], learned[:10] = 51.0 * size, size
+    assert (other_scale(labelled**2, learned**2, labelled * learned) is not None) == noticed
+
+
 def test_an_evaluation_without_stresses_and_forces_says_nothing(alloys, caplog):
     frames = [atoms.copy() for atoms in alloys]
     for atoms, told in zip(frames, alloys, strict=True):
