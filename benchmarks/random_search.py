@@ -3,7 +3,7 @@
 The data are those of PyXtal_FF (Yanxon et al., Mach. Learn.: Sci. Technol. 2, 027001, 2021); get them with
 ``git clone https://github.com/MaterSim/PyXtal_FF`` and run
 
-    python benchmarks/random_search.py PyXtal_FF/pyxtal_ff/datasets/Si/PyXtal --additions 5 --seeds 0 1 2 3
+    python benchmarks/random_search.py PyXtal_FF/pyxtal_ff/datasets/Si/PyXtal --additions 5 --seeds 0 1 2 3 4 5
 
 The files Si4, Si6, Si8 and Si16 hold energies and forces (eV, Å), no stresses, from equilibrium to 30 eV/atom above it.
 A few test structures far above equilibrium make a large part of the mean errors, so these are also given for the 95 %

@@ -15,7 +15,7 @@ WARM_PART = 0.33
 """Steps of a warm start, in units of those from scratch."""
 
 WARM_STEPS = 1800
-"""Steps up to which it takes half of those: the errors of few labels known by heart grow as soon as others come."""
+"""Steps up to which a warm start takes half of those: in fewer the errors of few labels, known by heart, grow."""
 
 WARM_FROM = 0.05
 """Moment of the schedule at which a warm start begins."""
@@ -78,7 +78,7 @@ def default_steps(n_labels: int, n_atoms: int, settings: TrainConfig, *, warm: b
     """
     batches = n_batches(n_labels, n_atoms, settings)
     steps = min(int(800 * batches**0.7), 80000)
-    return max(150, round(WARM_PART * steps), min(steps // 2, WARM_STEPS)) if warm else steps
+    return max(round(WARM_PART * steps), min(steps // 2, WARM_STEPS)) if warm else steps
 
 
 def default_patience(steps: int, settings: TrainConfig) -> int:

@@ -21,6 +21,7 @@ OTHER_UNIT = 8.0  # times as large or small: eV/Å and hartree/bohr differ by 51
 AGREED = 2.0  # times as large or small: a label within this factor of what was learned agrees with it
 FAR = 3.0  # typical misfits of those that agree
 SILENT = 1e-3  # of the larger ones: forces that vanish by symmetry say neither yes nor no
+ROUNDING = 1e-4  # eV/Å, or eV: whatever is smaller, where all is silent, is chance
 SPREAD = 3.0  # between the factors of labels in one other unit, which the potential has not quite withstood
 
 
@@ -79,7 +80,7 @@ def other_scale(
     with np.errstate(divide="ignore", invalid="ignore"):
         factor, cosine = product / learned, product / np.sqrt(labelled * learned)
     known = np.isfinite(factor)
-    silent = SILENT**2 * np.quantile(labelled[known], 0.9) if known.any() else np.inf
+    silent = max(ROUNDING, SILENT * np.sqrt(np.quantile(labelled[known], 0.9))) ** 2 if known.any() else np.inf
     alike = known & (np.maximum(labelled, learned) > silent) & (np.abs(cosine) > ALIKE)
     size = np.abs(np.log(np.abs(factor, where=alike, out=np.ones_like(factor))))
     telling = known & (labelled > silent)

@@ -590,10 +590,11 @@ def test_signs_of_forces_below_the_typical_misfit_are_chance():
 
 
 @pytest.mark.parametrize(("size", "noticed"), [(1e-14, False), (1.0, True)])
-def test_the_size_of_forces_that_vanish_by_symmetry_is_chance(size, noticed):
+@pytest.mark.parametrize(("n_silent", "most"), [(10, 0.5), (10, np.inf), (40, np.inf)])
+def test_the_size_of_forces_that_vanish_by_symmetry_is_chance(size, noticed, n_silent, most):
     labelled, learned = np.ones(40), np.ones(40)
-    labelled[:10], learned[:10] = 51.0 * size, size
-    assert (other_scale(labelled**2, learned**2, labelled * learned) is not None) == noticed
+    labelled[:n_silent], learned[:n_silent] = 51.0 * size, size
+    assert (other_scale(labelled**2, learned**2, labelled * learned, most=most) is not None) == noticed
 
 
 def test_an_evaluation_without_stresses_and_forces_says_nothing(alloys, caplog):
