@@ -27,7 +27,6 @@ from acnn.train.labels import digests_of, fit_references, read_labels
 from acnn.train.loop import LOOKS, _Run
 from acnn.train.loss import Misfits, RobustLoss, Weights, doubted, random_mixture, residuals
 from acnn.train.metrics import calibration_factors, measure
-from acnn.train.prepare import PULLING_STEPS
 from acnn.train.schedule import TRUSTING, WARM_FROM, default_steps, loss_weights, moment, rate_factor
 from acnn.train.split import family_blocks, ownership, split_families
 from acnn.train.units import other_scale
@@ -205,17 +204,17 @@ def test_the_weights_of_a_long_warm_start_are_pulled_back(trained, alloys, monke
         quads = zip(names, run.parameters, previous.parameters(), untrained.parameters(), strict=True)
         return {name: ((now - start).norm() / (was - start).norm()).item() for name, now, was, start in quads}
 
-    long = parts(trained.potential, PULLING_STEPS)
+    long = parts(trained.potential, 1900)
     assert {name.split(".")[0] for name in long} == {"embedding", "fitting"}
     assert long == pytest.approx({name: 0.6 if name.startswith("fitting") else 1.0 for name in long}, rel=1e-4)
-    assert set(parts(trained.potential, PULLING_STEPS - 1).values()) == {1.0}
-    assert set(parts(trained.potential, PULLING_STEPS, max_time=60.0).values()) == {1.0}
+    assert set(parts(trained.potential, 1899).values()) == {1.0}
+    assert set(parts(trained.potential, 1900, max_time=60.0).values()) == {1.0}
     unknown = deepcopy(trained.potential)
     unknown.metadata["trainings"] = []
-    assert set(parts(unknown, PULLING_STEPS).values()) == {1.0}
+    assert set(parts(unknown, 1900).values()) == {1.0}
     unknown.metadata["trainings"] = trained.potential.metadata["trainings"]
     unknown.metadata["learned_elements"] = ["Cu"]
-    assert set(parts(unknown, PULLING_STEPS).values()) == {1.0}
+    assert set(parts(unknown, 1900).values()) == {1.0}
 
 
 def test_a_potential_of_unknown_origin_is_whitened_as_it_is(trained, alloys):
