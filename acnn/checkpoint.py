@@ -19,7 +19,7 @@ from acnn.nn.potential import Potential
 from acnn.output import write_whole
 
 FORMAT = "acnn-potential"
-VERSION = 3
+VERSION = 4
 UNITS = {"length": "angstrom", "energy": "eV", "force": "eV/angstrom", "stress": "eV/angstrom^3"}
 
 
@@ -78,6 +78,8 @@ def loads(data: bytes) -> Potential:
         potential = Potential(config, [str(symbol) for symbol in header["elements"]])
         if header["version"] == 1:  # one factor calibrated energies and forces alike
             tensors["calibration"] = tensors["calibration"].expand(2)
+        if header["version"] <= 3:  # no Pulay stress was learned
+            tensors["pulay.share"] = torch.zeros_like(potential.pulay.share)
         potential.load_state_dict(tensors)
         potential.metadata = dict(header.get("metadata", {}))
     except ModelError:

@@ -43,6 +43,8 @@ class Predictions:
         One array of shape (n_atoms, 3) per structure, eV/Å.
     stresses
         Shape (n, 3, 3), eV/Å^3, tension positive.
+    pulay
+        What labels of the settings it learned from add to these stresses (`acnn.nn.pulay`), shape (n, 3, 3), eV/Å^3.
     energy_spreads
         The committee's standard deviation, shape (n,), eV/atom.
     force_spreads
@@ -52,8 +54,15 @@ class Predictions:
     energies: np.ndarray
     forces: list[np.ndarray]
     stresses: np.ndarray
+    pulay: np.ndarray
     energy_spreads: np.ndarray
     force_spreads: list[np.ndarray]
+
+    @property
+    def labelled_stresses(self) -> np.ndarray:
+        """The stresses that labels of these structures should have, shape (n, 3, 3), eV/Å^3."""
+        total: np.ndarray = self.stresses + self.pulay
+        return total
 
 
 class Metrics(BaseModel):
@@ -69,8 +78,16 @@ class Metrics(BaseModel):
     energy_rmse_mev_per_atom: float = Field(description="Root mean square error of the energy, meV/atom.")
     force_mae_ev_per_a: float | None = Field(description="Mean absolute error of force components, eV/Å.")
     force_rmse_ev_per_a: float | None = Field(description="Root mean square error of force components, eV/Å.")
-    stress_mae_gpa: float | None = Field(description="Mean absolute error of the six stress components, GPa.")
-    stress_rmse_gpa: float | None = Field(description="Root mean square error of the six stress components, GPa.")
+    stress_mae_gpa: float | None = Field(
+        description="Mean absolute error of the six stress components, with the Pulay stress of the labels, GPa."
+    )
+    stress_rmse_gpa: float | None = Field(description="Root mean square error of the same, GPa.")
+    stress_mae_without_pulay_gpa: float | None = Field(
+        description="Mean absolute error of the stress as the derivative of the potential's energy alone, GPa."
+    )
+    pulay_stress_gpa: float | None = Field(
+        description="Mean of the Pulay stress: tension that labelled stresses hold and labelled energies do not, GPa."
+    )
     spread_mean_mev_per_atom: float = Field(description="Mean of the committee's energy spread, meV/atom.")
     spread_rank_correlation: float | None = Field(
         description="Spearman correlation of energy spread and true absolute error; None for one member or few labels."
@@ -107,7 +124,7 @@ def predict(potential: Potential, frames: Sequence[Atoms], *, spread: bool = Fal
     Predictions
         In the order of ``frames``.
     """
-    energies, forces, stresses, spreads, force_spreads = [], [], [], [], []
+    energies, forces, stresses, pulay, spreads, force_spreads = [], [], [], [], [], []
     counts = [len(atoms) for atoms in frames]
     if 0 in counts:
         raise DataError(f"structure {counts.index(0)}: has no atoms")
@@ -116,16 +133,31 @@ def predict(potential: Potential, frames: Sequence[Atoms], *, spread: bool = Fal
         output = potential.compute(batch, spread=spread)
         energies.append(output.energy.cpu().numpy())
         stresses.append(output.stress.cpu().numpy())
+        pulay.append(_pulay_stress(potential, batch).cpu().numpy())
         spreads.append(output.energy_spread.cpu().numpy())
         cuts = np.cumsum(counts[begin:end])[:-1]
         forces += np.split(output.forces.cpu().numpy(), cuts)
         if output.force_spread is not None:
             force_spreads += np.split(output.force_spread.cpu().numpy(), cuts)
     if not energies:
-        return Predictions(np.zeros(0), [], np.zeros((0, 3, 3)), np.zeros(0), [])
+        return Predictions(np.zeros(0), [], np.zeros((0, 3, 3)), np.zeros((0, 3, 3)), np.zeros(0), [])
     return Predictions(
-        np.concatenate(energies), forces, np.concatenate(stresses), np.concatenate(spreads), force_spreads
+        np.concatenate(energies),
+        forces,
+        np.concatenate(stresses),
+        np.concatenate(pulay),
+        np.concatenate(spreads),
+        force_spreads,
     )
+
+
+def _pulay_stress(potential: Potential, batch: Batch) -> torch.Tensor:
+    """Compute the Pulay stress that labels of a batch would show, shape (n_systems, 3, 3), eV/Å^3."""
+    with torch.no_grad():
+        species = potential.species_of(batch.numbers)
+        virial: torch.Tensor = potential.pulay(species, batch.system, batch.n_systems, potential.scale)
+        volumes: torch.Tensor = torch.linalg.det(batch.cells).abs()
+        return virial.to(batch.cells) / volumes[:, None, None]
 
 
 def evaluate(potential: Potential, frames: Sequence[Atoms], *, settings: TrainConfig | None = None) -> Metrics:
@@ -162,7 +194,9 @@ def evaluate(potential: Potential, frames: Sequence[Atoms], *, settings: TrainCo
     energy = (result.energies - np.array([label.energy for label in labels])) / sizes
     if settings is None:  # with the limits of a training it is one that asks, which has warned itself
         _warn_of_other_units(result, found)
-    force, stress = _differences(result, labels)
+    force, stress = _differences(result.forces, result.labelled_stresses, labels)
+    _, plain = _differences(result.forces, result.stresses, labels)
+    pulay = [own[0, 0] / GPa for own, label in zip(result.pulay, labels, strict=True) if label.stress is not None]
     energies = _calibration(result.energy_spreads, np.abs(energy))
     spread, length = _force_spreads(result, labels, FIXED * float(potential.calibration[1]))
     forces = _calibration(spread, length)
@@ -177,6 +211,8 @@ def evaluate(potential: Potential, frames: Sequence[Atoms], *, settings: TrainCo
         force_rmse_ev_per_a=_rmse(force),
         stress_mae_gpa=_mae(stress),
         stress_rmse_gpa=_rmse(stress),
+        stress_mae_without_pulay_gpa=_mae(plain),
+        pulay_stress_gpa=float(np.mean(pulay)) if pulay else None,
         spread_mean_mev_per_atom=1e3 * float(result.energy_spreads.mean()),
         spread_rank_correlation=energies.correlation,
         spread_worst_found=energies.worst_found,
@@ -193,7 +229,7 @@ def _warn_of_other_units(result: Predictions, found: LabelSet) -> None:
     frames = [label.frame for label in labels]
     for name, known, predicted in (
         ("forces", [label.forces for label in labels], result.forces),
-        ("stress", [label.stress for label in labels], result.stresses),
+        ("stress", [label.stress for label in labels], result.labelled_stresses),
     ):
         sums = [
             (np.nan, np.nan, np.nan) if a is None else (np.vdot(a, a), np.vdot(b, b), np.vdot(a, b))
@@ -205,10 +241,12 @@ def _warn_of_other_units(result: Predictions, found: LabelSet) -> None:
             warn_of_other_scale(name, *group, frames)
 
 
-def _differences(result: Predictions, labels: Sequence[Label]) -> tuple[np.ndarray, np.ndarray]:
+def _differences(
+    predicted_forces: Sequence[np.ndarray], predicted_stresses: np.ndarray, labels: Sequence[Label]
+) -> tuple[np.ndarray, np.ndarray]:
     """Give force differences, eV/Å, and differences of the six stress components, GPa, of the labels that have them."""
     forces, stresses = [np.zeros(0)], [np.zeros(0)]
-    for label, force, stress in zip(labels, result.forces, result.stresses, strict=True):
+    for label, force, stress in zip(labels, predicted_forces, predicted_stresses, strict=True):
         if label.forces is not None:
             forces.append((force - label.forces).ravel())
         if label.stress is not None:

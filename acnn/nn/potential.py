@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from acnn.nn.fitting import Fitting, Whitening
 from acnn.nn.fused import Fused, fused
 from acnn.nn.graph import Graph, assemble, compact, pad_vectors, system_pieces
 from acnn.nn.native import Laid
+from acnn.nn.pulay import Pulay
 from acnn.nn.repulsion import Repulsion
 
 if TYPE_CHECKING:
@@ -100,9 +102,10 @@ class Potential(nn.Module):
         n_features = self.embedding.n_features
         self.whitening = Whitening(n_features, n)
         self.attention = Attention(config, n_features, n, generator) if config.attention_blocks else None
-        width = n_features + (config.attention_width if config.attention_blocks else 0)
-        self.fitting = Fitting(width, n, config.hidden, config.members, generator)
+        coupled = config.attention_width if config.attention_blocks else 0
+        self.fitting = Fitting(n_features + coupled, n, config.hidden, config.members, generator)
         self.repulsion = Repulsion(numbers, config.cutoff)
+        self.pulay = Pulay(n)
         self.register_buffer("reference", torch.zeros(n, dtype=torch.float64))
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
         self.register_buffer("calibration", torch.ones(2, dtype=torch.float64))
@@ -287,13 +290,10 @@ class Potential(nn.Module):
             return self._output(
                 species, batch.system, batch.cells, *fast(Laid.of_batch(batch, neighbors, species), species)
             )
-        limit = PIECE_ATOMS["cuda" if batch.positions.is_cuda else "cpu"]
         counts: list[int] = torch.bincount(batch.system, minlength=batch.n_systems).tolist()
-        starts = [0]
-        for count in counts:
-            starts.append(starts[-1] + count)
+        starts = [0, *accumulate(counts)]
         parts = []
-        for begin, end in system_pieces(counts, limit):
+        for begin, end in system_pieces(counts, PIECE_ATOMS["cuda" if batch.positions.is_cuda else "cpu"]):
             graph = self._graph(batch, neighbors, species, slice(starts[begin], starts[end]), slice(begin, end))
             parts.append(self._evaluate(graph, batch.cells[begin:end], spread=spread))
         return _join(parts)

@@ -14,7 +14,7 @@ import torch
 from ase.data import chemical_symbols
 from tqdm import tqdm
 
-from acnn.errors import ConfigError, ModelError, NumericalError
+from acnn.errors import ModelError, NumericalError
 from acnn.nn.potential import Potential
 from acnn.threads import torch_threads
 from acnn.train.dataset import Dataset
@@ -26,6 +26,7 @@ from acnn.train.prepare import pull_back, set_onsets, set_references, set_whiten
 from acnn.train.restart import RunState, fingerprint, load_state, save_state
 from acnn.train.schedule import (
     TRUSTING,
+    check_settings,
     default_patience,
     default_steps,
     loss_weights,
@@ -254,13 +255,15 @@ class _Run:
             state.queue = self.data.epoch(self.kept, self.settings.batch_atoms, self.generator)
         graph, targets = self.data.batch(state.queue.pop())
         owned = self.owned[targets.number]
-        misfits = residuals(self.potential, graph, targets, random_mixture(owned, self.generator), training=True)
-        loss = self.loss(misfits, targets, loss_weights(moment(progress, warm=self.warm), self.settings), owned)
+        weights = loss_weights(moment(progress, warm=self.warm), self.settings)
+        mixture = random_mixture(owned, self.generator)
+        misfits = residuals(self.potential, graph, targets, mixture, training=True, pulay=weights.pulay)
+        loss = self.loss(misfits, targets, weights, owned)
         state.loss = float(loss.detach())
         if not abs(state.loss) < EXPLODED:
             self._rewind()
             return
-        gradients = torch.autograd.grad(loss, self.parameters)
+        gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
         self.optimizer.step(gradients, self._learning_rate(progress))
         state.step += 1
         decay = min(self.settings.ema_decay, state.step / (state.step + 10.0))
@@ -369,6 +372,7 @@ class _Run:
             "steps": state.step,
             "warm": self.warm,
             "counting_less": dict(self.doubted),
+            "pulay_virial_ev": potential.pulay.by_element(potential.elements, potential.scale),
             "held_out": errors if len(self.held) else {},
         }
         potential.metadata = {
@@ -392,9 +396,3 @@ class _Run:
             errors=errors,
             seconds=state.seconds,
         )
-
-
-def check_settings(settings: TrainConfig) -> None:
-    """Refuse settings that would learn nothing."""
-    if settings.energy_weight == settings.force_weight == settings.virial_weight == 0:
-        raise ConfigError("train: all weights are zero; at least one of energy, force, virial must count")

@@ -36,12 +36,15 @@ class Weights:
         Of the virial per atom; where forces of more than eight atoms are known and count, it falls with their number.
     wild_force
         Typical forces beyond which a force, or a virial per atom, counts less.
+    pulay
+        Whether what virials hold that energies do not tell is learned.
     """
 
     energy: float
     force: float
     virial: float
     wild_force: float = WILD_FORCE
+    pulay: bool = True
 
 
 @dataclass(slots=True)
@@ -64,9 +67,15 @@ class Misfits:
 
 
 def residuals(
-    potential: Potential, graph: Graph, targets: Targets, mixture: torch.Tensor | None, *, training: bool
+    potential: Potential,
+    graph: Graph,
+    targets: Targets,
+    mixture: torch.Tensor | None,
+    *,
+    training: bool,
+    pulay: bool = False,
 ) -> Misfits:
-    """Evaluate the potential and subtract the targets.
+    """Evaluate the potential, with what virials hold of their own, and subtract the targets.
 
     Parameters
     ----------
@@ -81,6 +90,8 @@ def residuals(
         one; None: the committee's mean, also for the energy.
     training
         Keep the graph of operations for a later derivative.
+    pulay
+        Also for one by the virials' own part.
 
     Returns
     -------
@@ -92,6 +103,8 @@ def residuals(
     if mixture is None:
         total = total.mean(1, keepdim=True)
     unit, counts = potential.scale, targets.counts
+    own = potential.pulay(graph.species, graph.system, graph.n_systems, unit)
+    virial = virial + (own if pulay else own.detach())
     return Misfits(
         (total - targets.energy[:, None]) / counts[:, None] / unit,
         torch.nan_to_num((forces - targets.forces) / unit),

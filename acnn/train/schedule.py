@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from acnn.errors import ConfigError
 from acnn.train.loss import WILD_FORCE, Weights
 
 if TYPE_CHECKING:
@@ -44,6 +45,12 @@ FEWEST_WAITED = 50
 FIRST_ENERGY = 1 / 30
 """Weight of the energies at the start of a training from scratch, in units of the final one."""
 
+PULAY_FROM = 0.3
+"""Moment of the schedule from which on the labels' Pulay stress is learned.
+
+Before, the network has learned all stresses that energies and forces allow: of labels of one volume, which do not tell,
+nothing is taken away."""
+
 FINAL = 0.7
 """Moment of the schedule from which on energies have their final weight."""
 
@@ -55,6 +62,12 @@ LOWEST_RATE = 0.005
 
 LAST_WILD_FORCE = 40.0
 """Typical forces beyond which a force counts less at the end of a training."""
+
+
+def check_settings(settings: TrainConfig) -> None:
+    """Refuse settings that would learn nothing."""
+    if settings.energy_weight == settings.force_weight == settings.virial_weight == 0:
+        raise ConfigError("train: all weights are zero; at least one of energy, force, virial must count")
 
 
 def default_steps(n_labels: int, n_atoms: int, settings: TrainConfig, *, warm: bool) -> int:
@@ -212,7 +225,7 @@ def loss_weights(when: float, settings: TrainConfig) -> Weights:
     energy = settings.energy_weight * FIRST_ENERGY ** max(0.0, 1.0 - when / FINAL)
     trust = max(0.0, (when - TRUSTING) / (1.0 - TRUSTING))
     wild = WILD_FORCE * (LAST_WILD_FORCE / WILD_FORCE) ** min(1.0, trust)
-    return Weights(energy, settings.force_weight, settings.virial_weight, wild)
+    return Weights(energy, settings.force_weight, settings.virial_weight, wild, pulay=when >= PULAY_FROM)
 
 
 def n_batches(n_labels: int, n_atoms: int, settings: TrainConfig) -> int:

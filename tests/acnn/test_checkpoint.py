@@ -74,7 +74,7 @@ def test_cut_bytes_are_refused(data, kept):
 
 
 def test_newer_version_is_refused():
-    with pytest.raises(ModelError, match=r"format version 99 .written by acnn 9\.9., this program reads up to 3"):
+    with pytest.raises(ModelError, match=r"format version 99 .written by acnn 9\.9., this program reads up to 4"):
         checkpoint.loads(with_header(version=99, written_by="9.9"))
 
 
