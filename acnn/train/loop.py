@@ -53,6 +53,7 @@ SETTLING = 0.8  # of the training; from here on, at a tenth of the highest rate 
 EXPLODED = 1e6  # a loss that no training recovers from; it starts between a hundredth and a hundred
 MOST_REWINDS = 4
 SAVE_SECONDS = 30.0
+CLOCK_FROM = 0.02  # of the time allowed; before, the first steps would make even a limit that is far away count
 
 
 @dataclass(slots=True)
@@ -239,8 +240,9 @@ class _Run:
     def _progress(self) -> float:
         """Say what part of the training is done."""
         done = self.state.step / self.max_steps
-        if self.settings.max_time is not None:
-            done = max(done, self.state.seconds / self.settings.max_time)
+        spent = self.state.seconds / self.settings.max_time if self.settings.max_time else 0.0
+        if spent > CLOCK_FROM:
+            done = max(done, spent)
         return done + self.state.skipped
 
     def _learning_rate(self, progress: float) -> float:

@@ -886,6 +886,15 @@ def test_time_limit_ends_the_training(alloys):
     assert 0.5 < result.seconds < 5.0
 
 
+def test_a_limit_of_time_that_is_far_away_changes_nothing(alloys, monkeypatch):
+    ticks = itertools.count(step=0.01)
+    monkeypatch.setattr(loop, "time", Mock(monotonic=lambda: next(ticks)))
+    limited = QUICK.model_copy(update={"max_time": 1000.0})
+    free, held = (train(alloys, model=MODEL, settings=s, seed=0).potential.state_dict() for s in (QUICK, limited))
+    assert all(torch.equal(free[name], held[name]) for name in free)
+    assert next(ticks) > 0.3
+
+
 def test_mixtures_keep_to_the_owners():
     owned = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     drawn = torch.stack([random_mixture(owned, torch.Generator().manual_seed(seed)) for seed in range(200)])
