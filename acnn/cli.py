@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from acnn.relax.interface import PotentialLike
 
 TORCHSIM = "torchsim:"  # how a model begins that a function makes
-LARGE_PULAY = 0.05  # eV per atom: 0.5 GPa of a dense metal
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -135,13 +134,6 @@ def _train(args: argparse.Namespace) -> None:
         sys.stdout.write(f"lacking: {count} x {what}\n")
     for reason, count in sorted(result.doubted.items()):
         sys.stdout.write(f"counting less: {count} x {reason}\n")
-    doubt = max(LARGE_PULAY, result.errors.get("virial_mae_ev_per_atom", 0.0))
-    for symbol, virial in result.potential.metadata["trainings"][-1]["pulay_virial_ev"].items():
-        if abs(virial) > doubt:
-            sys.stdout.write(
-                f"Pulay stress: labels hold {virial:.2f} eV of virial per atom of {symbol} that no energy tells, which "
-                "the potential's own stress leaves out; a higher cutoff of the plane waves would end it\n"
-            )
 
 
 def _table(args: argparse.Namespace) -> Path:

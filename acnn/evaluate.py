@@ -79,14 +79,14 @@ class Metrics(BaseModel):
     force_mae_ev_per_a: float | None = Field(description="Mean absolute error of force components, eV/Å.")
     force_rmse_ev_per_a: float | None = Field(description="Root mean square error of force components, eV/Å.")
     stress_mae_gpa: float | None = Field(
-        description="Mean absolute error of the six stress components, with the Pulay stress of the labels, GPa."
+        description="Mean absolute error of the six stress components, with the Pulay stress that was learned, GPa."
     )
     stress_rmse_gpa: float | None = Field(description="Root mean square error of the same, GPa.")
     stress_mae_without_pulay_gpa: float | None = Field(
         description="Mean absolute error of the stress as the derivative of the potential's energy alone, GPa."
     )
     pulay_stress_gpa: float | None = Field(
-        description="Mean of the Pulay stress: tension that labelled stresses hold and labelled energies do not, GPa."
+        description="Mean Pulay stress here as learned: tension that stresses of labels hold and energies do not, GPa."
     )
     spread_mean_mev_per_atom: float = Field(description="Mean of the committee's energy spread, meV/atom.")
     spread_rank_correlation: float | None = Field(
@@ -194,8 +194,8 @@ def evaluate(potential: Potential, frames: Sequence[Atoms], *, settings: TrainCo
     energy = (result.energies - np.array([label.energy for label in labels])) / sizes
     if settings is None:  # with the limits of a training it is one that asks, which has warned itself
         _warn_of_other_units(result, found)
-    force, stress = _differences(result.forces, result.labelled_stresses, labels)
-    _, plain = _differences(result.forces, result.stresses, labels)
+    force = _force_differences(result.forces, labels)
+    stress, plain = (_stress_differences(s, labels) for s in (result.labelled_stresses, result.stresses))
     pulay = [own[0, 0] / GPa for own, label in zip(result.pulay, labels, strict=True) if label.stress is not None]
     energies = _calibration(result.energy_spreads, np.abs(energy))
     spread, length = _force_spreads(result, labels, FIXED * float(potential.calibration[1]))
@@ -241,18 +241,18 @@ def _warn_of_other_units(result: Predictions, found: LabelSet) -> None:
             warn_of_other_scale(name, *group, frames)
 
 
-def _differences(
-    predicted_forces: Sequence[np.ndarray], predicted_stresses: np.ndarray, labels: Sequence[Label]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Give force differences, eV/Å, and differences of the six stress components, GPa, of the labels that have them."""
-    forces, stresses = [np.zeros(0)], [np.zeros(0)]
-    for label, force, stress in zip(labels, predicted_forces, predicted_stresses, strict=True):
-        if label.forces is not None:
-            forces.append((force - label.forces).ravel())
-        if label.stress is not None:
-            difference: np.ndarray = np.subtract(stress, label.stress).reshape(9)
-            stresses.append(difference.take(UPPER) / GPa)
-    return np.concatenate(forces), np.concatenate(stresses)
+def _force_differences(predicted: Sequence[np.ndarray], labels: Sequence[Label]) -> np.ndarray:
+    """Give the differences of all force components that the labels have, eV/Å."""
+    pairs = zip(predicted, labels, strict=True)
+    known = [(force - label.forces).ravel() for force, label in pairs if label.forces is not None]
+    return np.concatenate([np.zeros(0), *known])
+
+
+def _stress_differences(predicted: np.ndarray, labels: Sequence[Label]) -> np.ndarray:
+    """Give the differences of the six stress components that the labels have, GPa."""
+    pairs = zip(predicted, labels, strict=True)
+    known = [(stress - label.stress).reshape(9)[UPPER] / GPa for stress, label in pairs if label.stress is not None]
+    return np.concatenate([np.zeros(0), *known])
 
 
 def _mae(difference: np.ndarray) -> float | None:

@@ -15,14 +15,20 @@ from ase.data import chemical_symbols
 from tqdm import tqdm
 
 from acnn.errors import ModelError, NumericalError
-from acnn.nn.potential import Potential
 from acnn.threads import torch_threads
 from acnn.train.dataset import Dataset
-from acnn.train.labels import Label, LabelSet, check_elements, digests_of, read_labels, text_of
+from acnn.train.labels import Label, LabelSet, digests_of, read_labels, text_of
 from acnn.train.loss import RobustLoss, doubted, energy_trust, random_mixture, residuals
 from acnn.train.metrics import calibration_factors, find_other_units, measure, thinned
 from acnn.train.optimizer import Soap
-from acnn.train.prepare import pull_back, set_onsets, set_references, set_whitening, typical_force
+from acnn.train.prepare import (
+    pull_back,
+    set_onsets,
+    set_references,
+    set_whitening,
+    start_potential,
+    typical_force,
+)
 from acnn.train.restart import RunState, fingerprint, load_state, save_state
 from acnn.train.schedule import (
     TRUSTING,
@@ -36,7 +42,7 @@ from acnn.train.schedule import (
     top_learning_rate,
 )
 from acnn.train.split import ownership, split_families
-from acnn.train.units import warn_of_other_scale
+from acnn.train.units import warn_of_other_scale, warn_of_pulay_stress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +51,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from acnn.config import ModelConfig, TrainConfig
+    from acnn.nn.potential import Potential
 
 logger = logging.getLogger(__name__)
 
@@ -145,28 +152,10 @@ def train(
         raise ModelError("the previous potential learned labels of other settings; start from scratch")
     with torch_threads(settings.threads):
         found = read_labels(frames, settings)
-        run = _Run(found, _start(found, model, seed, previous, elements), settings, seed, warm=previous is not None)
+        potential = start_potential(found.labels, model, seed, previous, elements)
+        run = _Run(found, potential, settings, seed, warm=previous is not None)
         run.fit(work_dir)
         return run.finish(label_fingerprint)
-
-
-def _start(
-    found: LabelSet, model: ModelConfig, seed: int, previous: Potential | None, elements: Sequence[str] | None
-) -> Potential:
-    """Make the potential that training starts from."""
-    present = {int(z) for label in found.labels for z in label.atoms.numbers}
-    wanted = {chemical_symbols[z] for z in present} | set(elements or ())
-    if previous is None:
-        return Potential(model, sorted(wanted, key=chemical_symbols.index), seed)
-    if previous.config != model:
-        raise ModelError("the previous potential has another shape than the model settings; start from scratch")
-    check_elements(found.labels, previous.elements)
-    if not wanted <= set(previous.elements):
-        raise ModelError(f"the previous potential knows {', '.join(previous.elements)}, not all of {sorted(wanted)}")
-    potential = Potential(model, previous.elements, seed)
-    potential.load_state_dict(previous.state_dict())
-    potential.metadata = dict(previous.metadata)
-    return potential
 
 
 class _Run:
@@ -265,7 +254,7 @@ class _Run:
         if not abs(state.loss) < EXPLODED:
             self._rewind()
             return
-        gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+        gradients = torch.autograd.grad(loss, self.parameters)
         self.optimizer.step(gradients, self._learning_rate(progress))
         state.step += 1
         decay = min(self.settings.ema_decay, state.step / (state.step + 10.0))
@@ -329,6 +318,9 @@ class _Run:
         self._look_for_other_units()
         state.looks, state.waited = len(LOOKS), 0
         state.skipped += SETTLING - self._progress()
+        # the labels' Pulay stress, which no score judges, goes on from where it is: no time is left to learn it again
+        place = next(k for k, p in enumerate(self.parameters) if p is self.potential.pulay.share)
+        state.best[place] = self.parameters[place].detach().clone()
         self._back_to_best()
 
     def _back_to_best(self) -> None:
@@ -361,6 +353,8 @@ class _Run:
         self._look_for_other_units()
         for name, (numbers, factor) in sorted(state.other_units.items()):
             warn_of_other_scale(name, numbers, factor, [label.frame for label in self.labels])
+        pulay = potential.pulay.by_element(potential.elements, potential.scale)
+        warn_of_pulay_stress(pulay, errors.get("virial_mae_ev_per_atom", math.inf))
         for reason, count in sorted(self.doubted.items()):
             logger.info("%d of %d labels count less: %s", count, len(self.labels), reason)
         present = {chemical_symbols[z] for number in self.kept.tolist() for z in self.labels[number].atoms.numbers}
@@ -374,7 +368,7 @@ class _Run:
             "steps": state.step,
             "warm": self.warm,
             "counting_less": dict(self.doubted),
-            "pulay_virial_ev": potential.pulay.by_element(potential.elements, potential.scale),
+            "pulay_virial_ev": pulay,
             "held_out": errors if len(self.held) else {},
         }
         potential.metadata = {

@@ -37,14 +37,14 @@ class Weights:
     wild_force
         Typical forces beyond which a force, or a virial per atom, counts less.
     pulay
-        Whether what virials hold that energies do not tell is learned.
+        Whether the labels' Pulay stress is learned.
     """
 
     energy: float
     force: float
     virial: float
     wild_force: float = WILD_FORCE
-    pulay: bool = True
+    pulay: bool = False
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ def residuals(
     training
         Keep the graph of operations for a later derivative.
     pulay
-        Also for one by the virials' own part.
+        Whether the gradient reaches the labels' Pulay stress, which is added either way.
 
     Returns
     -------
@@ -104,7 +104,7 @@ def residuals(
         total = total.mean(1, keepdim=True)
     unit, counts = potential.scale, targets.counts
     own = potential.pulay(graph.species, graph.system, graph.n_systems, unit)
-    virial = virial + (own if pulay else own.detach())
+    virial = virial + own.detach() + pulay * (own - own.detach())
     return Misfits(
         (total - targets.energy[:, None]) / counts[:, None] / unit,
         torch.nan_to_num((forces - targets.forces) / unit),

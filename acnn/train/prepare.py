@@ -1,4 +1,4 @@
-"""What is set from data before the weights are trained: references, energy scale, repulsion onsets, whitening."""
+"""What is set before the weights are trained: the first potential, references, scale, repulsion onsets, whitening."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from ase.data import atomic_numbers
+from ase.data import atomic_numbers, chemical_symbols
 
+from acnn.errors import ModelError
 from acnn.nn.fitting import whitening_of
 from acnn.nn.potential import Potential
 from acnn.nn.repulsion import default_onset
-from acnn.train.labels import fit_references
+from acnn.train.labels import check_elements, fit_references
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from acnn.config import ModelConfig
     from acnn.train.dataset import Dataset
     from acnn.train.labels import Label
 
@@ -27,6 +29,53 @@ WHITENING_ATOMS = 20000  # environments from which the whitening is taken, at mo
 KEPT = 0.6  # of what trainings made of the weights of the fitting network, in a warm start...
 PULLING_STEPS = 1900  # ...of at least so many steps: fewer would not make good for it
 SHAKEN = 0.1  # Å, each component: environments are whitened with their atoms displaced at random
+
+
+def start_potential(
+    labels: Sequence[Label],
+    model: ModelConfig,
+    seed: int,
+    previous: Potential | None,
+    elements: Sequence[str] | None,
+) -> Potential:
+    """Make the potential that a training starts from.
+
+    Parameters
+    ----------
+    labels
+        The labels.
+    model
+        Its shape.
+    seed
+        Of the initial weights.
+    previous
+        Potential whose copy it is; None: it is new.
+    elements
+        Symbols that it must know beside those of the labels.
+
+    Returns
+    -------
+    Potential
+        The start.
+
+    Raises
+    ------
+    ModelError
+        If ``previous`` does not fit.
+    """
+    present = {int(z) for label in labels for z in label.atoms.numbers}
+    wanted = {chemical_symbols[z] for z in present} | set(elements or ())
+    if previous is None:
+        return Potential(model, sorted(wanted, key=chemical_symbols.index), seed)
+    if previous.config != model:
+        raise ModelError("the previous potential has another shape than the model settings; start from scratch")
+    check_elements(labels, previous.elements)
+    if not wanted <= set(previous.elements):
+        raise ModelError(f"the previous potential knows {', '.join(previous.elements)}, not all of {sorted(wanted)}")
+    potential = Potential(model, previous.elements, seed)
+    potential.load_state_dict(previous.state_dict())
+    potential.metadata = dict(previous.metadata)
+    return potential
 
 
 def set_references(potential: Potential, labels: Sequence[Label], learned: Collection[str]) -> None:

@@ -48,8 +48,8 @@ FIRST_ENERGY = 1 / 30
 PULAY_FROM = 0.3
 """Moment of the schedule from which on the labels' Pulay stress is learned.
 
-Before, the network has learned all stresses that energies and forces allow: of labels of one volume, which do not tell,
-nothing is taken away."""
+By then the network has learned the stresses that energies and forces allow: of labels of one volume, which do not tell
+the two apart, little is taken away."""
 
 FINAL = 0.7
 """Moment of the schedule from which on energies have their final weight."""
@@ -225,7 +225,8 @@ def loss_weights(when: float, settings: TrainConfig) -> Weights:
     energy = settings.energy_weight * FIRST_ENERGY ** max(0.0, 1.0 - when / FINAL)
     trust = max(0.0, (when - TRUSTING) / (1.0 - TRUSTING))
     wild = WILD_FORCE * (LAST_WILD_FORCE / WILD_FORCE) ** min(1.0, trust)
-    return Weights(energy, settings.force_weight, settings.virial_weight, wild, pulay=when >= PULAY_FROM)
+    told = settings.energy_weight + settings.force_weight > 0
+    return Weights(energy, settings.force_weight, settings.virial_weight, wild, pulay=told and when >= PULAY_FROM)
 
 
 def n_batches(n_labels: int, n_atoms: int, settings: TrainConfig) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,7 @@ AGREED = 2.0  # times as large or small: a label within this factor of what was 
 FAR = 3.0  # typical misfits of those that agree
 SILENT = 1e-3  # of the larger ones: forces that vanish by symmetry say neither yes nor no
 ROUNDING = 1e-4  # eV/Å, or eV: whatever is smaller, where all is silent, is chance
+LARGE_PULAY = 0.05  # eV per atom: 0.5 GPa of a dense metal
 SPREAD = 3.0  # between the factors of labels in one other unit, which the potential has not quite withstood
 
 
@@ -131,6 +132,28 @@ def warn_of_other_scale(name: str, numbers: Sequence[int] | np.ndarray, factor: 
         first_frames(numbers, frames),
         factor,
     )
+
+
+def warn_of_pulay_stress(virials: Mapping[str, float], error: float) -> None:
+    """Log which elements add much to the virials of labels that no energy tells.
+
+    Parameters
+    ----------
+    virials
+        What each element was found to add, eV per atom.
+    error
+        Mean absolute error of the virials, eV/atom; smaller ones are not told from chance.
+    """
+    for symbol, virial in virials.items():
+        if abs(virial) > max(LARGE_PULAY, error):
+            basis = "a Pulay stress, which a higher cutoff of the plane waves would end"
+            logger.warning(
+                "the stresses of the labels hold a virial of %.2f eV per atom of %s that their energies do not tell; "
+                "the potential's own stress leaves it out: %s",
+                virial,
+                symbol,
+                basis if virial > 0 else "are energies and stresses of the same settings?",
+            )
 
 
 def first_frames(numbers: Sequence[int] | np.ndarray, frames: Sequence[int]) -> str:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from acnn.config import ModelConfig, TrainConfig
 from acnn.evaluate import evaluate, predict
 from acnn.nn.potential import Potential
 from acnn.train import train
+from acnn.train.units import warn_of_pulay_stress
 
 MODEL = ModelConfig(n_radial=6, channels=4, mixed_channels=4, hidden=(16,), l_max=3, members=2)
 OWN = {"Cu": 0.6, "Au": 0.2}  # eV that each atom adds to the virial
@@ -52,7 +53,7 @@ def told_and_fitted(alloys, tmp_path_factory):
     write(folder / "labels.extxyz", with_pulay_stress(alloys))
     config = {"model": MODEL.model_dump(mode="json"), "train": {"max_steps": 800}}
     (folder / "config.json").write_text(json.dumps(config))
-    with redirect_stdout(io.StringIO()) as told:
+    with redirect_stderr(io.StringIO()) as told:
         files = [str(folder / name) for name in ("labels.extxyz", "config.json", "cu-au.acnn")]
         assert main(["train", files[0], "--config", files[1], "--out", files[2], "--threads", "1"]) == 0
     return told.getvalue(), checkpoint.load(files[2])
@@ -65,12 +66,34 @@ def fitted(told_and_fitted):
 
 def test_a_large_one_is_told(told_and_fitted):
     told, potential = told_and_fitted
-    assert f"labels hold {learned(potential)['Cu']:.2f} eV of virial per atom of Cu that no energy tells" in told
+    assert f"a virial of {learned(potential)['Cu']:.2f} eV per atom of Cu that their energies do not tell" in told
+    assert "a higher cutoff" in told
 
 
 def test_what_each_element_adds_is_found(fitted):
     assert learned(fitted) == pytest.approx(OWN, abs=0.05)
     assert fitted.metadata["trainings"][0]["pulay_virial_ev"] == pytest.approx(learned(fitted), rel=1e-6)
+
+
+@pytest.mark.usefixtures("rising_scores")
+def test_it_is_found_where_the_training_ends_early(alloys):
+    settings = TrainConfig(max_steps=800, evaluate_every=10, patience=45)
+    result = train(with_pulay_stress(alloys), model=MODEL, settings=settings, seed=0)
+    assert result.history[-1]["step"] < 700
+    assert learned(result.potential) == pytest.approx(OWN, abs=0.1)
+
+
+def test_a_warm_start_keeps_what_was_found(fitted, alloys):
+    settings = TrainConfig(max_steps=100)
+    warm = train(with_pulay_stress(alloys), model=MODEL, settings=settings, seed=0, previous=fitted).potential
+    assert learned(warm) == pytest.approx(OWN, abs=0.05)
+
+
+@pytest.mark.parametrize(("virial", "told"), [(0.3, ["Au", "cutoff"]), (-0.3, ["Au", "same settings"]), (0.1, [])])
+def test_what_is_larger_than_errors_is_told(caplog, virial, told):
+    warn_of_pulay_stress({"Cu": 0.04, "Au": virial}, 0.2)
+    assert len(caplog.records) == bool(told)
+    assert all(word in caplog.text for word in told)
 
 
 def test_without_one_none_is_found(alloys):
@@ -104,9 +127,9 @@ def test_labels_of_one_volume_keep_their_pressure(label):
         atoms = bulk("Cu", "fcc", a=3.45, cubic=True)
         atoms.positions += rng.normal(0.0, 0.12, (4, 3))
         frames.append(label(atoms))
-    pressure = -np.mean([atoms.get_stress()[:3].mean() for atoms in frames]) / GPa
+    assert np.mean([atoms.get_stress()[:3].mean() for atoms in frames]) < -30.0 * GPa
     potential = train(frames, model=MODEL, settings=TrainConfig(max_steps=800), seed=0).potential
-    assert abs(evaluate(potential, frames).pulay_stress_gpa) < 0.1 * pressure
+    assert abs(evaluate(potential, frames).pulay_stress_gpa) < 0.5  # 1.1 if it were learned from the beginning
 
 
 def test_without_stresses_there_is_none(alloys):

@@ -26,7 +26,7 @@ from acnn.train.dataset import Dataset, Targets
 from acnn.train.labels import digests_of, fit_references, read_labels
 from acnn.train.loop import LOOKS, _Run
 from acnn.train.loss import Misfits, RobustLoss, Weights, doubted, random_mixture, residuals
-from acnn.train.metrics import calibration_factors, measure
+from acnn.train.metrics import calibration_factors
 from acnn.train.schedule import TRUSTING, WARM_FROM, default_steps, loss_weights, moment, rate_factor
 from acnn.train.split import family_blocks, ownership, split_families
 from acnn.train.units import other_scale
@@ -76,13 +76,6 @@ def test_the_cores_of_the_machine_change_nothing(alloys, monkeypatch):
         assert torch.get_num_threads() == cores
     assert saved[0] == saved[1]
     assert set(used) == {1}
-
-
-@pytest.fixture
-def rising_scores(monkeypatch):
-    """Let each evaluation look worse than those before: the first weights that are asked are the best."""
-    scores = itertools.count()
-    monkeypatch.setattr(loop, "measure", lambda *args: {**measure(*args), "score": float(next(scores))})
 
 
 @pytest.mark.parametrize(
