@@ -25,7 +25,7 @@ TINY: dict[str, Any] = {
     "generate": {"n_initial": 24, "n_structures": 12, "chunk_size": 8, "atoms": [1, 2], "prototype_share": 1.0},
     "relax": {"max_steps": 40, "fmax": 0.1, "stress_gpa": 1.0},
     "select": {"n_labels": 4},
-    "label": {"door": "ase", "calculator": "emt", "relax_fmax": 0.05},
+    "label": {"door": "ase", "calculator": "emt", "relax_fmax": 0.02},
     # a number of steps, not of seconds: the same model on any machine
     "train": {
         "max_steps": 150,
