@@ -73,4 +73,5 @@ class Pulay(nn.Module):
         dict
             By symbol, eV per atom.
         """
-        return dict(zip(elements, (self.share.detach() * (UNIT * scale)).tolist(), strict=True))
+        one = torch.arange(len(elements), device=self.share.device)  # an atom of each, alone
+        return dict(zip(elements, self(one, one, len(one), scale)[:, 0, 0].tolist(), strict=True))

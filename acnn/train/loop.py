@@ -21,14 +21,7 @@ from acnn.train.labels import Label, LabelSet, digests_of, read_labels, text_of
 from acnn.train.loss import RobustLoss, doubted, energy_trust, random_mixture, residuals
 from acnn.train.metrics import calibration_factors, find_other_units, measure, thinned
 from acnn.train.optimizer import Soap
-from acnn.train.prepare import (
-    pull_back,
-    set_onsets,
-    set_references,
-    set_whitening,
-    start_potential,
-    typical_force,
-)
+from acnn.train.prepare import pull_back, set_onsets, set_references, set_whitening, start_potential, typical_force
 from acnn.train.restart import RunState, fingerprint, load_state, save_state
 from acnn.train.schedule import (
     TRUSTING,

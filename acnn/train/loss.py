@@ -104,6 +104,7 @@ def residuals(
         total = total.mean(1, keepdim=True)
     unit, counts = potential.scale, targets.counts
     own = potential.pulay(graph.species, graph.system, graph.n_systems, unit)
+    # never cut off from the loss: where it is not to be learned its gradient is zero, not missing
     virial = virial + own.detach() + pulay * (own - own.detach())
     return Misfits(
         (total - targets.energy[:, None]) / counts[:, None] / unit,
