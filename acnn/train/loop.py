@@ -19,7 +19,7 @@ from acnn.threads import torch_threads
 from acnn.train.dataset import Dataset
 from acnn.train.labels import Label, LabelSet, digests_of, read_labels, text_of
 from acnn.train.loss import RobustLoss, doubted, energy_trust, random_mixture, residuals
-from acnn.train.metrics import calibration_factors, find_other_units, measure, thinned
+from acnn.train.metrics import calibrate, find_other_units, measure, thinned
 from acnn.train.optimizer import Soap
 from acnn.train.prepare import pull_back, set_onsets, set_references, set_whitening, start_potential, typical_force
 from acnn.train.restart import RunState, fingerprint, load_state, save_state
@@ -28,13 +28,14 @@ from acnn.train.schedule import (
     check_settings,
     default_patience,
     default_steps,
+    how_often,
     loss_weights,
     moment,
     rate_factor,
     rise,
     top_learning_rate,
 )
-from acnn.train.split import ownership, split_families
+from acnn.train.split import ownership, split_families, unforeseen
 from acnn.train.units import warn_of_other_scale, warn_of_pulay_stress
 
 if TYPE_CHECKING:
@@ -167,6 +168,10 @@ class _Run:
         self.learned = set(potential.metadata.get("learned_elements", potential.elements)) if warm else set[str]()
         set_references(potential, [self.labels[number] for number in kept], self.learned)
         self.data = Dataset(self.labels, potential)
+        new = unforeseen(self.labels, self.seen, self.learned)
+        self.fresh = new[torch.isin(new, self.kept)]
+        # how well the previous potential foresaw them: where few are held out nothing tells more of the spread
+        calibrate(potential, self.data, new, settings.batch_atoms)
         set_onsets(potential, self.data)
         self.generator = torch.Generator().manual_seed(seed)
         order = self.kept[torch.randperm(len(self.kept), generator=self.generator)]
@@ -236,7 +241,9 @@ class _Run:
         """Take one minibatch."""
         state = self.state
         if not state.queue:
-            state.queue = self.data.epoch(self.kept, self.settings.batch_atoms, self.generator)
+            again = how_often(len(self.fresh), len(self.kept) - len(self.fresh), progress) - 1
+            due = torch.cat([self.kept, self.fresh.repeat(again)])
+            state.queue = self.data.epoch(due, self.settings.batch_atoms, self.generator)
         graph, targets = self.data.batch(state.queue.pop())
         owned = self.owned[targets.number]
         weights = loss_weights(moment(progress, warm=self.warm), self.settings)
@@ -338,9 +345,7 @@ class _Run:
             for parameter, best in zip(self.parameters, self.state.best, strict=True):
                 parameter.copy_(best)
         potential, state = self.potential, self.state
-        factors = calibration_factors(potential, self.data, self.held, self.settings.batch_atoms)
-        if factors is not None:
-            potential.calibration.copy_(torch.tensor(factors))
+        calibrate(potential, self.data, self.held, self.settings.batch_atoms)
         errors = measure(potential, self.data, self._judges(), self.settings.batch_atoms)
         del errors["score"]
         self._look_for_other_units()

@@ -101,6 +101,25 @@ def calibration_factors(
     return energies.factor(), forces.factor()
 
 
+def calibrate(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atoms: int) -> None:
+    """Bring the committee's spreads to the errors of labels that were not learned, if these are enough to tell.
+
+    Parameters
+    ----------
+    potential
+        The potential; its calibration is changed.
+    data
+        The labels.
+    numbers
+        Labels that were not learned.
+    max_atoms
+        Atoms evaluated together.
+    """
+    factors = calibration_factors(potential, data, numbers, max_atoms)
+    if factors is not None:
+        potential.calibration.copy_(torch.tensor(factors))
+
+
 def find_other_units(
     potential: Potential, data: Dataset, max_atoms: int, beyond: Mapping[str, int]
 ) -> dict[str, tuple[np.ndarray, float]]:

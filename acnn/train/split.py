@@ -7,6 +7,8 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from ase.data import atomic_numbers
 
 from acnn.train.metrics import FEWEST_TO_CALIBRATE
 
@@ -85,6 +87,28 @@ def split_families(
         if first or held.sum() + chosen.sum() <= wanted:
             held |= chosen
     return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
+
+
+def unforeseen(labels: Sequence[Label], learned: Collection[int], elements: Collection[str]) -> torch.Tensor:
+    """Find the labels that tell how well a potential foresees: new to it, of elements that it knows.
+
+    Parameters
+    ----------
+    labels
+        The labels.
+    learned
+        Digests of the labels that the potential has learned; if none, nobody knows which are new.
+    elements
+        Symbols that it has learned.
+
+    Returns
+    -------
+    torch.Tensor
+        Their numbers, int64.
+    """
+    known = {atomic_numbers[symbol] for symbol in elements}
+    new = [i for i, x in enumerate(labels) if learned and x.digest not in learned and known >= {*x.atoms.numbers}]
+    return torch.tensor(new, dtype=torch.int64)
 
 
 def ownership(labels: Sequence[Label], n_members: int) -> np.ndarray:

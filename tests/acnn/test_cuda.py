@@ -16,6 +16,7 @@ from acnn import neighbors as neighbors_module
 from acnn.batch import Batch
 from acnn.config import ModelConfig, RelaxConfig
 from acnn.cuda import compile_once
+from acnn.evaluate import predict
 from acnn.neighbors import Neighbors, build_neighbors
 from acnn.nn import gpu, native
 from acnn.nn import potential as potential_module
@@ -157,6 +158,20 @@ def test_neighbors_and_distances_are_those_of_the_cpu(way: str, monkeypatch: pyt
     found = build_neighbors(on_gpu, 5.0)
     assert rows(found) == rows(expected)
     assert torch.allclose(closest_ratio(on_gpu, found, table.to(CUDA)).cpu(), ratio)
+
+
+@pytest.mark.gpu
+def test_predictions_with_pulay_stress_are_those_of_the_cpu():
+    made, frames = potential("float64"), crystals(closest=1.5)
+    with torch.no_grad():
+        made.pulay.share.copy_(torch.tensor([0.01, -0.03]))
+    one, other = (predict(made.to(device), frames, spread=True) for device in (CPU, CUDA))
+    assert made.pulay.by_element(made.elements, made.scale) == pytest.approx({"Al": 0.068, "Cu": -0.204})
+    for name in ("energies", "stresses", "pulay", "labelled_stresses", "energy_spreads"):
+        assert np.allclose(getattr(other, name), getattr(one, name), rtol=1e-9, atol=1e-12), name
+        assert np.abs(getattr(one, name)).max() > 1e-6, name
+    for name in ("forces", "force_spreads"):
+        assert np.allclose(np.concatenate(getattr(other, name)), np.concatenate(getattr(one, name)), rtol=1e-9), name
 
 
 @pytest.mark.gpu

@@ -27,8 +27,8 @@ from acnn.train.labels import digests_of, fit_references, read_labels
 from acnn.train.loop import LOOKS, _Run
 from acnn.train.loss import Misfits, RobustLoss, Weights, doubted, random_mixture, residuals
 from acnn.train.metrics import calibration_factors
-from acnn.train.schedule import TRUSTING, WARM_FROM, default_steps, loss_weights, moment, rate_factor
-from acnn.train.split import family_blocks, ownership, split_families
+from acnn.train.schedule import TRUSTING, WARM_FROM, default_steps, how_often, loss_weights, moment, rate_factor
+from acnn.train.split import family_blocks, ownership, split_families, unforeseen
 from acnn.train.units import other_scale
 
 SHAPE = {"n_radial": 6, "channels": 4, "mixed_channels": 4, "hidden": (16,), "l_max": 3, "members": 2}
@@ -340,6 +340,32 @@ def test_a_warm_training_follows_its_part_of_the_schedule(trained, alloys, monke
     assert run._learning_rate(0.0) == pytest.approx(run.top_rate * rate_factor(WARM_FROM))
     train(alloys, model=MODEL, settings=settings, seed=0, previous=trained.potential)
     assert seen == pytest.approx([WARM_FROM + (1 - WARM_FROM) * step / 8 for step in range(8)])
+
+
+@pytest.mark.parametrize(
+    ("n_new", "n_old", "progress", "times"),
+    [(0, 100, 0.1, 1), (200, 200, 0.1, 1), (200, 600, 0.49, 3), (200, 600, 0.5, 1), (20, 600, 0.0, 4), (9, 2, 0.0, 1)],
+)
+def test_new_and_old_labels_count_alike_in_the_first_half_within_limits(n_new, n_old, progress, times):
+    assert how_often(n_new, n_old, progress) == times
+
+
+def test_a_warm_training_learns_new_labels_more_often_at_first(trained, alloys, other_alloys, monkeypatch):
+    settings = TrainConfig(max_steps=60, batch_atoms=20)
+    found = read_labels([*alloys, *other_alloys[:10]], settings)
+    run = _Run(found, deepcopy(trained.potential), settings, 0, warm=True)
+    new = {number for number, label in enumerate(run.labels) if label.digest not in run.seen}
+    assert set(run.fresh.tolist()) == new - set(run.held.tolist())
+    assert len(run.fresh) > 5
+    cut = Mock(wraps=run.data.epoch)
+    monkeypatch.setattr(run.data, "epoch", cut)
+    for progress, times in ((0.0, 4), (0.49, 4), (0.5, 1), (0.9, 1)):
+        run.state.queue.clear()
+        run._step(progress)
+        counts = torch.bincount(cut.call_args.args[0], minlength=len(run.labels))
+        assert set(counts[run.fresh].tolist()) == {times}
+        assert set(counts[[n for n in run.kept.tolist() if n not in new]].tolist()) == {1}
+        assert not counts[run.held].any()
 
 
 @pytest.mark.usefixtures("rising_scores")
@@ -829,6 +855,31 @@ def test_spreads_are_calibrated_on_what_was_held_out(alloys):
     assert all(0.2 < value < 20 for value in expected)
     np.testing.assert_allclose(wide, expected, rtol=0.01)
     assert calibration_factors(run.potential, run.data, torch.arange(5), 64) is None
+
+
+def test_unforeseen_labels_are_new_and_of_elements_that_were_learned(alloys):
+    labels = read_labels(alloys, QUICK).labels
+    learned = {label.digest for label in labels[:30]}
+    assert unforeseen(labels, learned, ["Cu", "Au"]).tolist() == list(range(30, 40))
+    copper = [n for n in range(30, 40) if set(labels[n].atoms.numbers) == {29}]
+    assert unforeseen(labels, learned, ["Cu"]).tolist() == copper
+    assert 0 < len(copper) < 10
+    assert unforeseen(labels, set(), ["Cu", "Au"]).tolist() == []
+
+
+def test_a_warm_start_is_calibrated_by_how_well_its_labels_were_foreseen(alloys, other_alloys):
+    first = train(alloys, model=MODEL, settings=QUICK, seed=0).potential
+    assert first.calibration.tolist() == [1.0, 1.0]  # four labels held out are too few
+    labels = read_labels([*alloys, *other_alloys], QUICK).labels
+    numbers = unforeseen(labels, digests_of(first.metadata["learned"]), first.elements)
+    assert len(numbers) == 4 + 19  # one is set aside
+    expected = calibration_factors(first, Dataset(labels, first), numbers, QUICK.batch_atoms)
+    assert all(0.2 < factor < 20 and abs(factor - 1) > 0.1 for factor in expected)
+    again = train([*alloys, *other_alloys], model=MODEL, settings=QUICK, seed=0, previous=first)
+    assert 0 < again.n_held_out < 8
+    assert again.potential.calibration.tolist() == pytest.approx(expected)
+    few = train([*alloys, *other_alloys[:3]], model=MODEL, settings=QUICK, seed=0, previous=first)
+    assert few.potential.calibration.tolist() == [1.0, 1.0]
 
 
 def test_references_ignore_wild_labels(alloys):
