@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from ase.data import chemical_symbols
+from ase.data import atomic_numbers, chemical_symbols
 from tqdm import tqdm
 
 from acnn.errors import ModelError, NumericalError
@@ -19,7 +19,7 @@ from acnn.threads import torch_threads
 from acnn.train.dataset import Dataset
 from acnn.train.labels import Label, LabelSet, digests_of, read_labels, text_of
 from acnn.train.loss import RobustLoss, doubted, energy_trust, random_mixture, residuals
-from acnn.train.metrics import calibrate, find_other_units, measure, thinned
+from acnn.train.metrics import FEWEST_TO_CALIBRATE, calibrate, find_other_units, measure, thinned
 from acnn.train.optimizer import Soap
 from acnn.train.prepare import pull_back, set_onsets, set_references, set_whitening, start_potential, typical_force
 from acnn.train.restart import RunState, fingerprint, load_state, save_state
@@ -35,7 +35,7 @@ from acnn.train.schedule import (
     rise,
     top_learning_rate,
 )
-from acnn.train.split import ownership, split_families, unforeseen
+from acnn.train.split import ownership, split_families, unlearned
 from acnn.train.units import warn_of_other_scale, warn_of_pulay_stress
 
 if TYPE_CHECKING:
@@ -168,10 +168,12 @@ class _Run:
         self.learned = set(potential.metadata.get("learned_elements", potential.elements)) if warm else set[str]()
         set_references(potential, [self.labels[number] for number in kept], self.learned)
         self.data = Dataset(self.labels, potential)
-        new = unforeseen(self.labels, self.seen, self.learned)
-        self.fresh = new[torch.isin(new, self.kept)]
-        # how well the previous potential foresaw them: where few are held out nothing tells more of the spread
-        calibrate(potential, self.data, new, settings.batch_atoms)
+        new = unlearned(self.labels, self.seen)
+        self.fresh = torch.tensor(sorted(set(new) - set(held)), dtype=torch.int64)
+        if len(held) < FEWEST_TO_CALIBRATE:  # too few for the end: what the previous potential foresaw of the new ones
+            known = {atomic_numbers[symbol] for symbol in self.learned}
+            told = [number for number in new if known.issuperset(self.labels[number].atoms.numbers.tolist())]
+            calibrate(potential, self.data, torch.tensor(told, dtype=torch.int64), settings.batch_atoms)
         set_onsets(potential, self.data)
         self.generator = torch.Generator().manual_seed(seed)
         order = self.kept[torch.randperm(len(self.kept), generator=self.generator)]

@@ -66,7 +66,7 @@ def measure(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atom
 
 def calibration_factors(
     potential: Potential, data: Dataset, numbers: torch.Tensor, max_atoms: int
-) -> tuple[float, float] | None:
+) -> tuple[float | None, float | None] | None:
     """Find by what factors the committee's spreads must be multiplied to match the true errors.
 
     Parameters
@@ -84,7 +84,7 @@ def calibration_factors(
     -------
     tuple
         Of energies and of forces: ratio of the typical error to that of a normal distribution as wide as the typical
-        spread, between 0.2 and 20; 1 where the labels do not say. None for one member or too few labels.
+        spread, between 0.2 and 20; None where fewer than eight labels say. None for one member or too few labels.
     """
     if potential.n_members == 1 or len(numbers) < FEWEST_TO_CALIBRATE:
         return None
@@ -96,13 +96,14 @@ def calibration_factors(
         found = member_forces(graph, members).double()
         exact = members.detach().double()
         total = exact.new_zeros((graph.n_systems, exact.shape[1])).index_add(0, graph.system, exact)
-        energies.add((total.mean(1) - targets.energy).abs() / targets.counts, total.std(1) / targets.counts)
-        forces.add((found.mean(0) - targets.forces).norm(dim=1), force_deviation(found))
+        single = torch.arange(graph.n_systems)
+        energies.add((total.mean(1) - targets.energy).abs() / targets.counts, total.std(1) / targets.counts, single)
+        forces.add((found.mean(0) - targets.forces).norm(dim=1), force_deviation(found), graph.system)
     return energies.factor(), forces.factor()
 
 
 def calibrate(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atoms: int) -> None:
-    """Bring the committee's spreads to the errors of labels that were not learned, if these are enough to tell.
+    """Bring the committee's spreads to the errors of labels that were not learned; where too few tell they stay.
 
     Parameters
     ----------
@@ -115,9 +116,9 @@ def calibrate(potential: Potential, data: Dataset, numbers: torch.Tensor, max_at
     max_atoms
         Atoms evaluated together.
     """
-    factors = calibration_factors(potential, data, numbers, max_atoms)
-    if factors is not None:
-        potential.calibration.copy_(torch.tensor(factors))
+    for place, factor in enumerate(calibration_factors(potential, data, numbers, max_atoms) or ()):
+        if factor is not None:
+            potential.calibration[place] = factor
 
 
 def find_other_units(
@@ -169,18 +170,20 @@ class _Ratio:
         self.median = median  # size of the error, in spreads, that half of a normal distribution stays below
         self.errors: list[torch.Tensor] = []
         self.spreads: list[torch.Tensor] = []
+        self.n_labels = 0
 
-    def add(self, errors: torch.Tensor, spreads: torch.Tensor) -> None:
-        """Note some errors, NaN where nothing is known, and their spreads, but for what symmetry fixes."""
+    def add(self, errors: torch.Tensor, spreads: torch.Tensor, system: torch.Tensor) -> None:
+        """Note some errors, NaN where nothing is known, their spreads and labels, but for what symmetry fixes."""
         known = torch.isfinite(errors) & (spreads > FIXED)
+        self.n_labels += int(torch.bincount(system[known]).count_nonzero())
         self.errors.append(errors[known])
         self.spreads.append(spreads[known])
 
-    def factor(self) -> float:
-        """Give the bounded ratio."""
+    def factor(self) -> float | None:
+        """Give the bounded ratio; None if too few labels tell."""
+        if self.n_labels < FEWEST_TO_CALIBRATE:
+            return None
         errors, spreads = torch.cat(self.errors), torch.cat(self.spreads)
-        if not len(errors):
-            return 1.0
         ratio = float(errors.median() / (self.median * spreads.median()))
         return min(20.0, max(0.2, ratio))
 

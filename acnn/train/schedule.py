@@ -22,10 +22,12 @@ WARM_FROM = 0.05
 """Moment of the schedule at which a warm start begins."""
 
 NEW_FIRST = 0.5
-"""Part of a warm start in which labels that are new to it are learned more often than the others: half of the time."""
+"""Part of a warm start in which labels that are new to it are learned more often than the others.
+
+The round through the labels that is under way then is finished."""
 
 MOST_OFTEN = 4
-"""How many times as often, at most."""
+"""How many times as often as the others they are learned, at most."""
 
 REFERENCE_STRUCTURES = 10.0
 """Structures in a minibatch for which the learning rates of the settings are meant."""

@@ -7,8 +7,6 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from ase.data import atomic_numbers
 
 from acnn.train.metrics import FEWEST_TO_CALIBRATE
 
@@ -89,8 +87,8 @@ def split_families(
     return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
 
 
-def unforeseen(labels: Sequence[Label], learned: Collection[int], elements: Collection[str]) -> torch.Tensor:
-    """Find the labels that tell how well a potential foresees: new to it, of elements that it knows.
+def unlearned(labels: Sequence[Label], learned: Collection[int]) -> list[int]:
+    """Find the labels that are new to a potential.
 
     Parameters
     ----------
@@ -98,17 +96,13 @@ def unforeseen(labels: Sequence[Label], learned: Collection[int], elements: Coll
         The labels.
     learned
         Digests of the labels that the potential has learned; if none, nobody knows which are new.
-    elements
-        Symbols that it has learned.
 
     Returns
     -------
-    torch.Tensor
-        Their numbers, int64.
+    list
+        Their numbers.
     """
-    known = {atomic_numbers[symbol] for symbol in elements}
-    new = [i for i, x in enumerate(labels) if learned and x.digest not in learned and known >= {*x.atoms.numbers}]
-    return torch.tensor(new, dtype=torch.int64)
+    return [number for number, label in enumerate(labels) if learned and label.digest not in learned]
 
 
 def ownership(labels: Sequence[Label], n_members: int) -> np.ndarray:

@@ -28,7 +28,7 @@ from acnn.train.loop import LOOKS, _Run
 from acnn.train.loss import Misfits, RobustLoss, Weights, doubted, random_mixture, residuals
 from acnn.train.metrics import calibration_factors
 from acnn.train.schedule import TRUSTING, WARM_FROM, default_steps, how_often, loss_weights, moment, rate_factor
-from acnn.train.split import family_blocks, ownership, split_families, unforeseen
+from acnn.train.split import family_blocks, ownership, split_families, unlearned
 from acnn.train.units import other_scale
 
 SHAPE = {"n_radial": 6, "channels": 4, "mixed_channels": 4, "hidden": (16,), "l_max": 3, "members": 2}
@@ -86,6 +86,7 @@ def test_the_cores_of_the_machine_change_nothing(alloys, monkeypatch):
         (TrainConfig(max_steps=50, evaluate_every=1, patience=3), 4, False),
         (QUICK, 17, True),
         (TrainConfig(max_steps=50, evaluate_every=1, patience=3), 22, True),
+        (QUICK, 9, "new labels"),
     ],
     ids=[
         "before it settles",
@@ -93,11 +94,13 @@ def test_the_cores_of_the_machine_change_nothing(alloys, monkeypatch):
         "while it settles before its time",
         "warm",
         "warm, while it settles before its time",
+        "warm, while it learns new labels first",
     ],
 )
 @pytest.mark.usefixtures("rising_scores")
-def test_goes_on_exactly_after_a_kill(trained, alloys, tmp_path, monkeypatch, settings, stop, warm):
+def test_goes_on_exactly_after_a_kill(trained, alloys, other_alloys, tmp_path, monkeypatch, settings, stop, warm):
     previous = trained.potential if warm else None
+    alloys = [*alloys, *other_alloys] if warm == "new labels" else alloys
     train = partial(loop.train, previous=previous)
     whole = train(alloys, model=MODEL, settings=settings, seed=3).potential
     monkeypatch.setattr("acnn.train.loop.SAVE_SECONDS", 0.0)
@@ -857,29 +860,59 @@ def test_spreads_are_calibrated_on_what_was_held_out(alloys):
     assert calibration_factors(run.potential, run.data, torch.arange(5), 64) is None
 
 
-def test_unforeseen_labels_are_new_and_of_elements_that_were_learned(alloys):
-    labels = read_labels(alloys, QUICK).labels
-    learned = {label.digest for label in labels[:30]}
-    assert unforeseen(labels, learned, ["Cu", "Au"]).tolist() == list(range(30, 40))
-    copper = [n for n in range(30, 40) if set(labels[n].atoms.numbers) == {29}]
-    assert unforeseen(labels, learned, ["Cu"]).tolist() == copper
-    assert 0 < len(copper) < 10
-    assert unforeseen(labels, set(), ["Cu", "Au"]).tolist() == []
-
-
-def test_a_warm_start_is_calibrated_by_how_well_its_labels_were_foreseen(alloys, other_alloys):
+def test_a_warm_start_is_calibrated_by_how_well_its_labels_were_foreseen(alloys, label):
+    shaken = []
+    for number in range(20):
+        atoms = bulk("Cu", cubic=True)
+        atoms.numbers[0] = 79
+        atoms.rattle(0.1, seed=number)
+        shaken.append(label(atoms))
     first = train(alloys, model=MODEL, settings=QUICK, seed=0).potential
     assert first.calibration.tolist() == [1.0, 1.0]  # four labels held out are too few
-    labels = read_labels([*alloys, *other_alloys], QUICK).labels
-    numbers = unforeseen(labels, digests_of(first.metadata["learned"]), first.elements)
-    assert len(numbers) == 4 + 19  # one is set aside
-    expected = calibration_factors(first, Dataset(labels, first), numbers, QUICK.batch_atoms)
+    labels = read_labels([*alloys, *shaken], QUICK).labels
+    numbers = unlearned(labels, digests_of(first.metadata["learned"]))
+    assert len(numbers) == 4 + 20
+    expected = calibration_factors(first, Dataset(labels, first), torch.tensor(numbers), QUICK.batch_atoms)
     assert all(0.2 < factor < 20 and abs(factor - 1) > 0.1 for factor in expected)
-    again = train([*alloys, *other_alloys], model=MODEL, settings=QUICK, seed=0, previous=first)
+    again = train([*alloys, *shaken], model=MODEL, settings=QUICK, seed=0, previous=first)
     assert 0 < again.n_held_out < 8
     assert again.potential.calibration.tolist() == pytest.approx(expected)
-    few = train([*alloys, *other_alloys[:3]], model=MODEL, settings=QUICK, seed=0, previous=first)
+    few = train([*alloys, *shaken[:3]], model=MODEL, settings=QUICK, seed=0, previous=first)
     assert few.potential.calibration.tolist() == [1.0, 1.0]
+
+
+def test_what_too_few_labels_tell_does_not_change_the_calibration(trained, alloys, other_alloys):
+    silent = [atoms.copy() for atoms in other_alloys]
+    for atoms, known in zip(silent, other_alloys, strict=True):
+        atoms.calc = SinglePointCalculator(atoms, energy=known.get_potential_energy())
+    previous = deepcopy(trained.potential)
+    previous.calibration[:] = torch.tensor([3.0, 4.0])
+    settings = TrainConfig(max_steps=5, validation_fraction=0)
+    again = train([*alloys, *silent], model=MODEL, settings=settings, seed=0, previous=previous)
+    energy, force = again.potential.calibration.tolist()
+    assert energy != 3.0
+    assert force == 4.0  # of the labels that were held out before, fewer than eight
+
+
+def test_labels_of_elements_not_learned_yet_tell_nothing_of_the_calibration_but_are_learned_more_often(alloys):
+    copper = [atoms for atoms in alloys if set(atoms.symbols) == {"Cu"}]
+    others = [atoms for atoms in alloys if set(atoms.symbols) != {"Cu"}]
+    assert len(others) > 8
+    settings = TrainConfig(max_steps=5, validation_fraction=0)
+    first = train(copper, model=MODEL, settings=settings, seed=0, elements=["Cu", "Au"]).potential
+    run = _Run(read_labels([*copper, *others], settings), deepcopy(first), settings, 0, warm=True)
+    assert len(run.fresh) == len(run.labels) - len(run.seen)
+    assert run.potential.calibration.tolist() == [1.0, 1.0]
+
+
+def test_nobody_knows_what_is_new_to_a_potential_that_does_not_say_what_it_learned(trained, alloys, other_alloys):
+    previous = deepcopy(trained.potential)
+    previous.calibration[:] = torch.tensor([3.0, 4.0])
+    del previous.metadata["learned"]
+    settings = TrainConfig(max_steps=5, validation_fraction=0)
+    run = _Run(read_labels([*alloys, *other_alloys], settings), previous, settings, 0, warm=True)
+    assert run.fresh.tolist() == []
+    assert run.potential.calibration.tolist() == [3.0, 4.0]
 
 
 def test_references_ignore_wild_labels(alloys):
