@@ -28,7 +28,6 @@ from acnn.train.schedule import (
     check_settings,
     default_patience,
     default_steps,
-    how_often,
     loss_weights,
     moment,
     rate_factor,
@@ -168,10 +167,9 @@ class _Run:
         self.learned = set(potential.metadata.get("learned_elements", potential.elements)) if warm else set[str]()
         set_references(potential, [self.labels[number] for number in kept], self.learned)
         self.data = Dataset(self.labels, potential)
-        new = unlearned(self.labels, self.seen)
-        self.fresh = torch.tensor(sorted(set(new) - set(held)), dtype=torch.int64)
-        if len(held) < FEWEST_TO_CALIBRATE:  # too few for the end: what the previous potential foresaw of the new ones
+        if len(held) < FEWEST_TO_CALIBRATE:  # too few at the end: what the previous potential foresaw of the new labels
             known = {atomic_numbers[symbol] for symbol in self.learned}
+            new = unlearned(self.labels, self.seen)
             told = [number for number in new if known.issuperset(self.labels[number].atoms.numbers.tolist())]
             calibrate(potential, self.data, torch.tensor(told, dtype=torch.int64), settings.batch_atoms)
         set_onsets(potential, self.data)
@@ -243,9 +241,7 @@ class _Run:
         """Take one minibatch."""
         state = self.state
         if not state.queue:
-            again = how_often(len(self.fresh), len(self.kept) - len(self.fresh), progress) - 1
-            due = torch.cat([self.kept, self.fresh.repeat(again)])
-            state.queue = self.data.epoch(due, self.settings.batch_atoms, self.generator)
+            state.queue = self.data.epoch(self.kept, self.settings.batch_atoms, self.generator)
         graph, targets = self.data.batch(state.queue.pop())
         owned = self.owned[targets.number]
         weights = loss_weights(moment(progress, warm=self.warm), self.settings)

@@ -21,14 +21,6 @@ WARM_STEPS = 1800
 WARM_FROM = 0.05
 """Moment of the schedule at which a warm start begins."""
 
-NEW_FIRST = 0.5
-"""Part of a warm start in which labels that are new to it are learned more often than the others.
-
-The round through the labels that is under way then is finished."""
-
-MOST_OFTEN = 4
-"""How many times as often as the others they are learned, at most."""
-
 REFERENCE_STRUCTURES = 10.0
 """Structures in a minibatch for which the learning rates of the settings are meant."""
 
@@ -100,26 +92,6 @@ def default_steps(n_labels: int, n_atoms: int, settings: TrainConfig, *, warm: b
     batches = n_batches(n_labels, n_atoms, settings)
     steps = min(int(800 * batches**0.7), 80000)
     return max(round(WARM_PART * steps), min(steps // 2, WARM_STEPS)) if warm else steps
-
-
-def how_often(n_new: int, n_old: int, progress: float) -> int:
-    """Choose how often a warm start learns each new label while it learns the old ones once.
-
-    Parameters
-    ----------
-    n_new
-        Labels that are new to it; zero in a training from scratch.
-    n_old
-        The others that are learned.
-    progress
-        Part of the training that is done, from 0 to 1.
-
-    Returns
-    -------
-    int
-        In the first half as often as makes new and old ones equally many, within limits; then once.
-    """
-    return min(MOST_OFTEN, max(1, round(n_old / n_new))) if n_new and progress < NEW_FIRST else 1
 
 
 def default_patience(steps: int, settings: TrainConfig) -> int:

@@ -27,7 +27,7 @@ from acnn.train.labels import digests_of, fit_references, read_labels
 from acnn.train.loop import LOOKS, _Run
 from acnn.train.loss import Misfits, RobustLoss, Weights, doubted, random_mixture, residuals
 from acnn.train.metrics import calibration_factors
-from acnn.train.schedule import TRUSTING, WARM_FROM, default_steps, how_often, loss_weights, moment, rate_factor
+from acnn.train.schedule import TRUSTING, WARM_FROM, default_steps, loss_weights, moment, rate_factor
 from acnn.train.split import family_blocks, ownership, split_families, unlearned
 from acnn.train.units import other_scale
 
@@ -94,7 +94,7 @@ def test_the_cores_of_the_machine_change_nothing(alloys, monkeypatch):
         "while it settles before its time",
         "warm",
         "warm, while it settles before its time",
-        "warm, while it learns new labels first",
+        "warm, with new labels",
     ],
 )
 @pytest.mark.usefixtures("rising_scores")
@@ -343,32 +343,6 @@ def test_a_warm_training_follows_its_part_of_the_schedule(trained, alloys, monke
     assert run._learning_rate(0.0) == pytest.approx(run.top_rate * rate_factor(WARM_FROM))
     train(alloys, model=MODEL, settings=settings, seed=0, previous=trained.potential)
     assert seen == pytest.approx([WARM_FROM + (1 - WARM_FROM) * step / 8 for step in range(8)])
-
-
-@pytest.mark.parametrize(
-    ("n_new", "n_old", "progress", "times"),
-    [(0, 100, 0.1, 1), (200, 200, 0.1, 1), (200, 600, 0.49, 3), (200, 600, 0.5, 1), (20, 600, 0.0, 4), (9, 2, 0.0, 1)],
-)
-def test_new_and_old_labels_count_alike_in_the_first_half_within_limits(n_new, n_old, progress, times):
-    assert how_often(n_new, n_old, progress) == times
-
-
-def test_a_warm_training_learns_new_labels_more_often_at_first(trained, alloys, other_alloys, monkeypatch):
-    settings = TrainConfig(max_steps=60, batch_atoms=20)
-    found = read_labels([*alloys, *other_alloys[:10]], settings)
-    run = _Run(found, deepcopy(trained.potential), settings, 0, warm=True)
-    new = {number for number, label in enumerate(run.labels) if label.digest not in run.seen}
-    assert set(run.fresh.tolist()) == new - set(run.held.tolist())
-    assert len(run.fresh) > 5
-    cut = Mock(wraps=run.data.epoch)
-    monkeypatch.setattr(run.data, "epoch", cut)
-    for progress, times in ((0.0, 4), (0.49, 4), (0.5, 1), (0.9, 1)):
-        run.state.queue.clear()
-        run._step(progress)
-        counts = torch.bincount(cut.call_args.args[0], minlength=len(run.labels))
-        assert set(counts[run.fresh].tolist()) == {times}
-        assert set(counts[[n for n in run.kept.tolist() if n not in new]].tolist()) == {1}
-        assert not counts[run.held].any()
 
 
 @pytest.mark.usefixtures("rising_scores")
@@ -894,15 +868,16 @@ def test_what_too_few_labels_tell_does_not_change_the_calibration(trained, alloy
     assert force == 4.0  # of the labels that were held out before, fewer than eight
 
 
-def test_labels_of_elements_not_learned_yet_tell_nothing_of_the_calibration_but_are_learned_more_often(alloys):
+def test_labels_of_elements_not_learned_yet_tell_nothing_of_the_calibration(alloys):
     copper = [atoms for atoms in alloys if set(atoms.symbols) == {"Cu"}]
     others = [atoms for atoms in alloys if set(atoms.symbols) != {"Cu"}]
     assert len(others) > 8
     settings = TrainConfig(max_steps=5, validation_fraction=0)
     first = train(copper, model=MODEL, settings=settings, seed=0, elements=["Cu", "Au"]).potential
+    first.calibration[:] = torch.tensor([3.0, 4.0])
     run = _Run(read_labels([*copper, *others], settings), deepcopy(first), settings, 0, warm=True)
-    assert len(run.fresh) == len(run.labels) - len(run.seen)
-    assert run.potential.calibration.tolist() == [1.0, 1.0]
+    assert len(unlearned(run.labels, run.seen)) == len(others)
+    assert run.potential.calibration.tolist() == [3.0, 4.0]
 
 
 def test_nobody_knows_what_is_new_to_a_potential_that_does_not_say_what_it_learned(trained, alloys, other_alloys):
@@ -911,7 +886,6 @@ def test_nobody_knows_what_is_new_to_a_potential_that_does_not_say_what_it_learn
     del previous.metadata["learned"]
     settings = TrainConfig(max_steps=5, validation_fraction=0)
     run = _Run(read_labels([*alloys, *other_alloys], settings), previous, settings, 0, warm=True)
-    assert run.fresh.tolist() == []
     assert run.potential.calibration.tolist() == [3.0, 4.0]
 
 
