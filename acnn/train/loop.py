@@ -168,9 +168,9 @@ class _Run:
         set_references(potential, [self.labels[number] for number in kept], self.learned)
         self.data = Dataset(self.labels, potential)
         if len(held) < FEWEST_TO_CALIBRATE:  # too few at the end: what the previous potential foresaw of the new labels
-            known = {atomic_numbers[symbol] for symbol in self.learned}
+            elements = {atomic_numbers[symbol] for symbol in self.learned}
             new = unlearned(self.labels, self.seen)
-            told = [number for number in new if known.issuperset(self.labels[number].atoms.numbers.tolist())]
+            told = [number for number in new if elements.issuperset(self.labels[number].atoms.numbers.tolist())]
             calibrate(potential, self.data, torch.tensor(told, dtype=torch.int64), settings.batch_atoms)
         set_onsets(potential, self.data)
         self.generator = torch.Generator().manual_seed(seed)
@@ -181,7 +181,9 @@ class _Run:
         pull_back(potential, self.data, self.learned, 0 if settings.max_time else self.max_steps)
         self.owned = torch.as_tensor(ownership(self.labels, potential.n_members), dtype=potential.dtype)
         excess = self.data.energy / self.data.counts
-        self.loss = RobustLoss(energy_trust(excess), typical_force([self.labels[number] for number in kept]))
+        known = torch.tensor([label.digest in self.seen for label in self.labels])
+        force = typical_force([self.labels[number] for number in kept])
+        self.loss = RobustLoss(energy_trust(excess, known), force, known)
         self.doubted = doubted(self.labels, self.loss)
         named = [(name, p) for name, p in potential.named_parameters() if p.requires_grad]
         self.parameters: list[torch.Tensor] = [p for _, p in named]

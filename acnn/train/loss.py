@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from acnn.train.dataset import Targets
     from acnn.train.labels import Label
 
-WILD_FORCE = 4.0  # typical forces beyond which a force counts less, at first
+WILD_FORCE = 4.0  # typical forces beyond which a force counts less, at first...
+LAST_WILD_FORCE = 40.0  # ...and at the end; of labels that a previous potential has learned, from the start
 VIRIAL_ATOMS = 8.0  # atoms with forces beyond which the virial of a structure counts less: its forces tell the same
-WILD_ENERGY = 1.0  # eV/atom above the lowest structures, beyond which an energy counts less
+WILD_ENERGY = 1.0  # eV/atom above the lowest structures, beyond which an energy counts less...
+KNOWN_WILD_ENERGY = 3.0  # ...of labels that a previous potential has learned
 
 
 @dataclass(slots=True)
@@ -35,7 +37,7 @@ class Weights:
     virial
         Of the virial per atom; where forces of more than eight atoms are known and count, it falls with their number.
     wild_force
-        Typical forces beyond which a force, or a virial per atom, counts less.
+        Typical forces beyond which a force, or a virial per atom, counts less, of labels that are new.
     pulay
         Whether the labels' Pulay stress is learned.
     """
@@ -146,15 +148,19 @@ class RobustLoss:
         How much each label's energy counts, shape (n_labels,).
     force
         The typical force, eV/Å.
+    known
+        Whether a previous potential has learned each label, shape (n_labels,): it was looked at, so its forces count
+        from the start as all do at the end.
 
     Notes
     -----
     `typical` holds the running mean size of the three kinds of misfits; it belongs to the state of a restart.
     """
 
-    def __init__(self, trust_energy: torch.Tensor, force: float) -> None:
+    def __init__(self, trust_energy: torch.Tensor, force: float, known: torch.Tensor) -> None:
         self.trust_energy = trust_energy
         self.force = force
+        self.known = known
         self.typical = torch.full((3,), -1.0, dtype=torch.float64)
 
     def __call__(self, misfits: Misfits, targets: Targets, weights: Weights, owned: torch.Tensor) -> torch.Tensor:
@@ -177,10 +183,11 @@ class RobustLoss:
             A number.
         """
         energy_trust = self.trust_energy[targets.number]
+        limit = torch.where(self.known[targets.number], LAST_WILD_FORCE, weights.wild_force).to(targets.forces)
         size = torch.nan_to_num(targets.forces).norm(dim=1) / self.force
-        force_trust = 1.0 / (1.0 + (size / weights.wild_force).square())
+        force_trust = 1.0 / (1.0 + (size / limit[_systems(targets)]).square())
         virial_size = torch.nan_to_num(targets.virial).flatten(1).norm(dim=1) / targets.counts / self.force
-        virial_trust = 1.0 / (1.0 + (virial_size / weights.wild_force).square())
+        virial_trust = 1.0 / (1.0 + (virial_size / limit).square())
         # what a label does not say counts for nothing, so that it does not make the rest count less
         force_trust = force_trust * torch.isfinite(targets.forces).all(1)
         virial_trust = virial_trust * torch.isfinite(targets.virial).flatten(1).all(1)
@@ -201,8 +208,7 @@ class RobustLoss:
     def _virial_share(self, targets: Targets, weights: Weights) -> torch.Tensor:
         """Say how much each virial counts beside the forces of its structure, shape (n_systems,)."""
         known = torch.isfinite(targets.forces).all(1).to(targets.virial) * float(weights.force > 0)
-        system = torch.repeat_interleave(targets.counts.long())
-        atoms = known.new_zeros(len(targets.virial)).index_add(0, system, known)
+        atoms = known.new_zeros(len(targets.virial)).index_add(0, _systems(targets), known)
         return VIRIAL_ATOMS / atoms.clamp(min=VIRIAL_ATOMS)
 
     def _typical(self, kind: int, misfit: torch.Tensor, trust: torch.Tensor) -> float:
@@ -214,8 +220,13 @@ class RobustLoss:
         return max(1e-4, float(self.typical[kind]))
 
 
+def _systems(targets: Targets) -> torch.Tensor:
+    """Say which structure each atom belongs to, shape (n_atoms,)."""
+    return torch.repeat_interleave(targets.counts.long())
+
+
 def doubted(labels: Sequence[Label], loss: RobustLoss) -> Counter[str]:
-    """Count the labels that weigh less than half, forces at first.
+    """Count the labels that weigh less than half, forces of new ones at first.
 
     Parameters
     ----------
@@ -229,19 +240,23 @@ def doubted(labels: Sequence[Label], loss: RobustLoss) -> Counter[str]:
     collections.Counter
         Labels by reason; of forces, those where one atom's weighs less than half.
     """
-    far = WILD_FORCE * loss.force
-    wild = sum(x.forces is not None and bool((np.linalg.norm(x.forces, axis=1) > far).any()) for x in labels)
-    high = int((loss.trust_energy < 0.5).sum())
-    return +Counter({"energy far above the lowest": high, f"a force above {far:.3g} eV/Å": wild})
+    found = Counter({"energy far above the lowest": int((loss.trust_energy < 0.5).sum())})
+    for label, known in zip(labels, loss.known.tolist(), strict=True):
+        far = (LAST_WILD_FORCE if known else WILD_FORCE) * loss.force
+        if label.forces is not None and (np.linalg.norm(label.forces, axis=1) > far).any():
+            found[f"a force above {far:.3g} eV/Å"] += 1
+    return +found
 
 
-def energy_trust(excess: torch.Tensor) -> torch.Tensor:
-    """Say how much each label's energy counts: less, the higher it lies.
+def energy_trust(excess: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Say how much each label's energy counts: less, the higher it lies, the more so if it is new.
 
     Parameters
     ----------
     excess
         Energies per atom above the references, shape (n_labels,), eV/atom.
+    known
+        Whether a previous potential has learned each label, same shape.
 
     Returns
     -------
@@ -249,4 +264,5 @@ def energy_trust(excess: torch.Tensor) -> torch.Tensor:
         Between zero and one, same shape.
     """
     above = excess - torch.quantile(excess, 0.1)
-    return 1.0 / (1.0 + (above.clamp(min=0.0) / WILD_ENERGY).square())
+    limit = torch.where(known, KNOWN_WILD_ENERGY, WILD_ENERGY).to(excess)
+    return 1.0 / (1.0 + (above.clamp(min=0.0) / limit).square())

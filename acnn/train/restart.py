@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from acnn.nn.potential import Potential
 
 FILE_NAME = "train-state.safetensors"
-VERSION = 9  # of what is kept and how fast it goes: other ones mean something else by the same names
+VERSION = 10  # of what is kept and how fast it goes: other ones mean something else by the same names
 KEY = "acnn-train-state"
 
 

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from acnn.errors import ConfigError
-from acnn.train.loss import WILD_FORCE, Weights
+from acnn.train.loss import LAST_WILD_FORCE, WILD_FORCE, Weights
 
 if TYPE_CHECKING:
     from acnn.config import TrainConfig
@@ -59,9 +59,6 @@ TRUSTING = 0.5
 
 LOWEST_RATE = 0.005
 """Learning rate at the end of the schedule, in units of the highest."""
-
-LAST_WILD_FORCE = 40.0
-"""Typical forces beyond which a force counts less at the end of a training."""
 
 
 def check_settings(settings: TrainConfig) -> None:

@@ -25,7 +25,7 @@ from acnn.train import history_csv, loop, train
 from acnn.train.dataset import Dataset, Targets
 from acnn.train.labels import digests_of, fit_references, read_labels
 from acnn.train.loop import LOOKS, _Run
-from acnn.train.loss import Misfits, RobustLoss, Weights, doubted, random_mixture, residuals
+from acnn.train.loss import Misfits, RobustLoss, Weights, doubted, energy_trust, random_mixture, residuals
 from acnn.train.metrics import calibration_factors
 from acnn.train.schedule import TRUSTING, WARM_FROM, default_steps, loss_weights, moment, rate_factor
 from acnn.train.split import family_blocks, ownership, split_families, unlearned
@@ -34,6 +34,7 @@ from acnn.train.units import other_scale
 SHAPE = {"n_radial": 6, "channels": 4, "mixed_channels": 4, "hidden": (16,), "l_max": 3, "members": 2}
 MODEL = ModelConfig(**SHAPE)
 QUICK = TrainConfig(max_steps=30, evaluate_every=10)
+NEW = torch.zeros(40, dtype=torch.bool)  # no label was learned before
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +203,7 @@ def test_the_weights_of_a_long_warm_start_are_pulled_back(trained, alloys, monke
 
     long = parts(trained.potential, 1900)
     assert {name.split(".")[0] for name in long} == {"embedding", "fitting", "pulay"}
-    assert long == pytest.approx({name: 0.6 if name.startswith("fitting") else 1.0 for name in long}, rel=1e-4)
+    assert long == pytest.approx({name: 0.35 if name.startswith("fitting") else 1.0 for name in long}, rel=1e-4)
     assert set(parts(trained.potential, 1899).values()) == {1.0}
     assert set(parts(trained.potential, 1900, max_time=60.0).values()) == {1.0}
     unknown = deepcopy(trained.potential)
@@ -357,18 +358,37 @@ def test_what_a_warm_start_unlearns_at_first_spends_no_patience(trained, alloys)
 
 
 def test_the_loss_follows_the_typical_misfit_and_trusts_wild_forces_when_told():
-    def loss(force: float, misfit: float, typical: float = 0.1, **weights: float) -> float:
+    def loss(force: float, misfit: float, typical: float = 0.1, *, known: bool = False, **weights: float) -> float:
         forces, virial = torch.tensor([[force, 0, 0], [0, 0, 0]]), torch.zeros(1, 3, 3)
         targets = Targets(torch.zeros(1), forces, virial, torch.full((1,), 2.0), torch.zeros(1, dtype=torch.int64))
         misfits = Misfits(torch.zeros(1, 1), torch.tensor([[misfit, 0, 0], [0.1, 0, 0]]), torch.zeros(1, 3, 3))
-        robust = RobustLoss(torch.ones(1), 1.0)
+        robust = RobustLoss(torch.ones(1), 1.0, torch.tensor([known]))
         robust.typical.fill_(typical)
         return float(robust(misfits, targets, Weights(0.0, 1.0, 0.0, **weights), torch.ones(1, 1)))
 
     small, large = (loss(0.0, misfit, typical=50.0) for misfit in (1.0, 2.0))
     assert large / small == pytest.approx(4.01 / 1.01, rel=2e-3)  # quadratic
     assert loss(0.0, 2.0) < 0.7 * large
-    assert loss(20.0, 1.0, wild_force=4.0) < 0.3 * loss(20.0, 1.0, wild_force=40.0)
+    trusted = loss(20.0, 1.0, wild_force=40.0)
+    assert loss(20.0, 1.0, wild_force=4.0) < 0.3 * trusted
+    assert loss(20.0, 1.0, wild_force=4.0, known=True) == trusted  # a previous potential has learned it
+
+
+def test_energies_that_were_learned_before_may_lie_higher():
+    excess = torch.tensor([0.0] * 10 + [3.0, 3.0])
+    known = torch.tensor([False] * 11 + [True])
+    assert energy_trust(excess, known).tolist() == pytest.approx([1.0] * 10 + [0.1, 0.5])
+
+
+def test_a_warm_start_trusts_the_labels_that_were_learned_before(trained, alloys, other_alloys):
+    found = read_labels([*alloys, *other_alloys[:5]], QUICK)
+    run = _Run(found, deepcopy(trained.potential), QUICK, 0, warm=True)
+    held_out = len(alloys) - trained.n_train
+    assert held_out > 0  # what the potential was only judged by is as new as what it never saw
+    assert run.loss.known.sum() == trained.n_train
+    assert not run.loss.known[len(alloys) :].any()
+    start = _Run(read_labels(alloys, QUICK), Potential(MODEL, ["Cu", "Au"], seed=3), QUICK, 0, warm=False)
+    assert not start.loss.known.any()
 
 
 def test_the_virial_of_a_large_structure_counts_less_beside_its_forces():
@@ -377,7 +397,7 @@ def test_the_virial_of_a_large_structure_counts_less_beside_its_forces():
         targets = Targets(torch.zeros(1), forces, torch.zeros(1, 3, 3), counts, torch.zeros(1, dtype=torch.int64))
         misfits = Misfits(torch.zeros(1, 1), torch.zeros(n_atoms, 3), torch.full((1, 3, 3), 0.2))
         weights = Weights(0.0, force_weight, 1.0)
-        return float(RobustLoss(torch.ones(1), 1.0)(misfits, targets, weights, torch.ones(1, 1)))
+        return float(RobustLoss(torch.ones(1), 1.0, NEW[:1])(misfits, targets, weights, torch.ones(1, 1)))
 
     assert loss(1) == loss(8) > 0
     assert loss(64) == pytest.approx(loss(8) / 8)
@@ -462,9 +482,11 @@ def test_labels_that_count_less_are_counted(alloys):
     labels[4].forces = None
     largest = sorted(0.0 if x.forces is None else np.linalg.norm(x.forces, axis=1).max() for x in labels)
     scale = 0.5 * (largest[-1] + largest[-2]) / 4
-    found = doubted(labels, RobustLoss(torch.tensor([0.4, 0.1] + 38 * [0.9]), scale))
+    found = doubted(labels, RobustLoss(torch.tensor([0.4, 0.1] + 38 * [0.9]), scale, NEW))
     assert found == {"energy far above the lowest": 2, f"a force above {4 * scale:.3g} eV/Å": 1}
-    assert doubted(labels, RobustLoss(torch.ones(40), 100.0)) == {}
+    assert doubted(labels, RobustLoss(torch.ones(40), 100.0, NEW)) == {}
+    assert doubted(labels, RobustLoss(torch.ones(40), scale, ~NEW)) == {}  # learned before
+    assert doubted(labels, RobustLoss(torch.ones(40), scale / 10, ~NEW)) == {f"a force above {4 * scale:.3g} eV/Å": 1}
     result = train(alloys, model=MODEL, settings=QUICK, seed=0)
     assert result.potential.metadata["trainings"][-1]["counting_less"] == dict(result.doubted)
 
@@ -644,12 +666,12 @@ def test_what_labels_do_not_say_does_not_weaken_the_rest(alloys):
     two, alone = run.data.batch(torch.arange(2))
     pair = residuals(run.potential, two, alone, None, training=False)
     whole, part, same = (
-        RobustLoss(torch.ones(40), run.loss.force)(*terms, weights, owned[: len(terms[1].counts)]).item()
+        RobustLoss(torch.ones(40), run.loss.force, NEW)(*terms, weights, owned[: len(terms[1].counts)]).item()
         for terms in ((misfits, targets), (some, few), (pair, alone))
     )
     assert part == pytest.approx(same, rel=1e-3)
     assert whole != pytest.approx(same, rel=1e-2)
-    loss = RobustLoss(torch.ones(40), run.loss.force)
+    loss = RobustLoss(torch.ones(40), run.loss.force, NEW)
     loss(misfits, targets, weights, owned)
     before = loss.typical.clone()
     few.virial[:] = torch.nan
