@@ -80,6 +80,7 @@ def chain(pool: list[Atoms], test: list[Atoms], seed: int, args: argparse.Namesp
         entry = {
             "n_labels": len(known),
             "cpu_s": round(seconds, 1),
+            "steps": warm.history[-1]["step"],
             "old_force_mae_before": before["force_mae_ev_per_a"],
             "old_force_mae_after": after["force_mae_ev_per_a"],
             "old_energy_mae_before": before["energy_mae_mev_per_atom"],

@@ -71,7 +71,7 @@ class TrainResult:
     lacking
         Labels that do not say all that can be learned, by what they lack.
     doubted
-        Labels that count less than half, by reason; of forces, where one atom's does until wild forces count.
+        Labels that count less than half, by reason; of forces, where one atom's does: of new ones until all count.
     n_train
         Labels learned.
     n_held_out

@@ -149,8 +149,8 @@ class RobustLoss:
     force
         The typical force, eV/Å.
     known
-        Whether a previous potential has learned each label, shape (n_labels,): it was looked at, so its forces count
-        from the start as all do at the end.
+        Whether a previous potential has learned each label, its structure and energy, shape (n_labels,): it was looked
+        at, so its forces count from the start as all do at the end.
 
     Notes
     -----
@@ -243,8 +243,9 @@ def doubted(labels: Sequence[Label], loss: RobustLoss) -> Counter[str]:
     found = Counter({"energy far above the lowest": int((loss.trust_energy < 0.5).sum())})
     for label, known in zip(labels, loss.known.tolist(), strict=True):
         far = (LAST_WILD_FORCE if known else WILD_FORCE) * loss.force
+        whose = " in a label learned before" if known else ""
         if label.forces is not None and (np.linalg.norm(label.forces, axis=1) > far).any():
-            found[f"a force above {far:.3g} eV/Å"] += 1
+            found[f"a force above {far:.3g} eV/Å{whose}"] += 1
     return +found
 
 

@@ -55,7 +55,7 @@ FINAL = 0.7
 """Moment of the schedule from which on energies have their final weight."""
 
 TRUSTING = 0.5
-"""Moment of the schedule from which on wild forces come to count."""
+"""Moment of the schedule from which on wild forces of new labels come to count."""
 
 LOWEST_RATE = 0.005
 """Learning rate at the end of the schedule, in units of the highest."""
@@ -203,9 +203,9 @@ def rate_factor(when: float) -> float:
 def loss_weights(when: float, settings: TrainConfig) -> Weights:
     """Choose how the terms of the loss count at one moment.
 
-    Forces come first: the weight of the energies grows geometrically. Wild forces count little until the potential
-    could tell whether some labels are in other units, and then more and more: where dense crystals do not count there
-    are holes.
+    Forces come first: the weight of the energies grows geometrically. Wild forces of new labels count little until the
+    potential could tell whether some labels are in other units, and then more and more: where dense crystals do not
+    count there are holes.
 
     Parameters
     ----------

@@ -374,6 +374,29 @@ def test_the_loss_follows_the_typical_misfit_and_trusts_wild_forces_when_told():
     assert loss(20.0, 1.0, wild_force=4.0, known=True) == trusted  # a previous potential has learned it
 
 
+def test_what_was_learned_before_is_trusted_label_by_label():
+    known = torch.tensor([True, False])
+    forces = torch.tensor([[8.0, 0, 0], [0, 0, 0], [0, 8.0, 0]])
+    virial = torch.stack([16.0 * torch.eye(3), 8.0 * torch.eye(3)])
+    targets = Targets(torch.zeros(2), forces, virial, torch.tensor([2.0, 1.0]), torch.tensor([1, 0]))
+
+    def share(place: int, kind: str) -> float:
+        force, stress = torch.zeros(3, 3), torch.zeros(2, 3, 3)
+        (force if kind == "force" else stress)[place] = 1.0
+        robust = RobustLoss(torch.ones(2), 1.0, known)
+        robust.typical.fill_(100.0)  # quadratic
+        weights = Weights(0.0, float(kind == "force"), float(kind != "force"))
+        return float(robust(Misfits(torch.zeros(2, 1), force, stress), targets, weights, torch.ones(2, 1)))
+
+    # the first structure, of two atoms, is the label that is new: there 8 typical forces count 1 / (1 + (8 / 4)^2)
+    new, old = 1 / (1 + (8 / 4) ** 2), 1 / (1 + (8 / 40) ** 2)
+    assert share(0, "force") / share(2, "force") == pytest.approx(new / old, rel=1e-3)
+    assert share(1, "force") / share(2, "force") == pytest.approx(1.0 / old, rel=1e-3)
+    size = 3**0.5  # of the virial per atom, in units of 8
+    new, old = 1 / (1 + (8 * size / 4) ** 2), 1 / (1 + (8 * size / 40) ** 2)
+    assert share(0, "virial") / share(1, "virial") == pytest.approx(new / old, rel=1e-3)
+
+
 def test_energies_that_were_learned_before_may_lie_higher():
     excess = torch.tensor([0.0] * 10 + [3.0, 3.0])
     known = torch.tensor([False] * 11 + [True])
@@ -387,6 +410,9 @@ def test_a_warm_start_trusts_the_labels_that_were_learned_before(trained, alloys
     assert held_out > 0  # what the potential was only judged by is as new as what it never saw
     assert run.loss.known.sum() == trained.n_train
     assert not run.loss.known[len(alloys) :].any()
+    excess = run.data.energy / run.data.counts
+    assert torch.equal(run.loss.trust_energy, energy_trust(excess, run.loss.known))
+    assert not torch.equal(run.loss.trust_energy, energy_trust(excess, torch.zeros_like(run.loss.known)))
     start = _Run(read_labels(alloys, QUICK), Potential(MODEL, ["Cu", "Au"], seed=3), QUICK, 0, warm=False)
     assert not start.loss.known.any()
 
@@ -486,7 +512,12 @@ def test_labels_that_count_less_are_counted(alloys):
     assert found == {"energy far above the lowest": 2, f"a force above {4 * scale:.3g} eV/Å": 1}
     assert doubted(labels, RobustLoss(torch.ones(40), 100.0, NEW)) == {}
     assert doubted(labels, RobustLoss(torch.ones(40), scale, ~NEW)) == {}  # learned before
-    assert doubted(labels, RobustLoss(torch.ones(40), scale / 10, ~NEW)) == {f"a force above {4 * scale:.3g} eV/Å": 1}
+    far = f"a force above {4 * scale:.3g} eV/Å in a label learned before"
+    assert doubted(labels, RobustLoss(torch.ones(40), scale / 10, torch.arange(40) < 4))[far] == 1
+    some = doubted(labels, RobustLoss(torch.ones(40), scale / 10, torch.arange(40) >= 4))
+    wild = sum(size > 0.4 * scale for size in largest)
+    assert 1 < sum(some.values()) < wild  # the largest is new; of those learned before none is wild
+    assert set(some) == {f"a force above {0.4 * scale:.3g} eV/Å"}
     result = train(alloys, model=MODEL, settings=QUICK, seed=0)
     assert result.potential.metadata["trainings"][-1]["counting_less"] == dict(result.doubted)
 
