@@ -26,7 +26,7 @@ ONSET_MARGIN = 0.98  # of the shortest distance seen: the repulsion stays clear 
 SHORTEST = 0.4  # of the guess: whatever the labels hold, atoms that collide are pushed apart from here
 SMALLEST_SCALE, LARGEST_SCALE = 0.1, 10.0  # Å; of the energies, in units of the typical force
 WHITENING_ATOMS = 20000  # environments from which the whitening is taken, at most
-KEPT = 0.35  # of what trainings made of the weights of the fitting network, in a warm start...
+KEPT = 0.6  # of what trainings made of the weights of the fitting network, in a warm start...
 PULLING_STEPS = 1900  # ...of at least so many steps: fewer would not make good for it
 SHAKEN = 0.1  # Å, each component: environments are whitened with their atoms displaced at random
 
