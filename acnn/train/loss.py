@@ -182,16 +182,17 @@ class RobustLoss:
         torch.Tensor
             A number.
         """
+        system = torch.repeat_interleave(targets.counts.long())
         energy_trust = self.trust_energy[targets.number]
         limit = torch.where(self.known[targets.number], LAST_WILD_FORCE, weights.wild_force).to(targets.forces)
         size = torch.nan_to_num(targets.forces).norm(dim=1) / self.force
-        force_trust = 1.0 / (1.0 + (size / limit[_systems(targets)]).square())
+        force_trust = 1.0 / (1.0 + (size / limit[system]).square())
         virial_size = torch.nan_to_num(targets.virial).flatten(1).norm(dim=1) / targets.counts / self.force
         virial_trust = 1.0 / (1.0 + (virial_size / limit).square())
         # what a label does not say counts for nothing, so that it does not make the rest count less
         force_trust = force_trust * torch.isfinite(targets.forces).all(1)
         virial_trust = virial_trust * torch.isfinite(targets.virial).flatten(1).all(1)
-        virial_weight = weights.virial * self._virial_share(targets, weights)[:, None, None]
+        virial_weight = weights.virial * self._virial_share(targets, weights, system)[:, None, None]
         terms = (
             (misfits.energy, energy_trust[:, None] * owned, weights.energy),
             (misfits.force, force_trust[:, None].expand_as(misfits.force), weights.force),
@@ -205,10 +206,10 @@ class RobustLoss:
             total = total + (weight * trust * robust).sum() / trust.sum().clamp(min=1e-6)
         return total
 
-    def _virial_share(self, targets: Targets, weights: Weights) -> torch.Tensor:
+    def _virial_share(self, targets: Targets, weights: Weights, system: torch.Tensor) -> torch.Tensor:
         """Say how much each virial counts beside the forces of its structure, shape (n_systems,)."""
-        known = torch.isfinite(targets.forces).all(1).to(targets.virial) * float(weights.force > 0)
-        atoms = known.new_zeros(len(targets.virial)).index_add(0, _systems(targets), known)
+        told = torch.isfinite(targets.forces).all(1).to(targets.virial) * float(weights.force > 0)
+        atoms = told.new_zeros(len(targets.virial)).index_add(0, system, told)
         return VIRIAL_ATOMS / atoms.clamp(min=VIRIAL_ATOMS)
 
     def _typical(self, kind: int, misfit: torch.Tensor, trust: torch.Tensor) -> float:
@@ -218,11 +219,6 @@ class RobustLoss:
         if float(trust.sum()) > 0:
             self.typical[kind] = now if before < 0 else 0.95 * before + 0.05 * now
         return max(1e-4, float(self.typical[kind]))
-
-
-def _systems(targets: Targets) -> torch.Tensor:
-    """Say which structure each atom belongs to, shape (n_atoms,)."""
-    return torch.repeat_interleave(targets.counts.long())
 
 
 def doubted(labels: Sequence[Label], loss: RobustLoss) -> Counter[str]:
