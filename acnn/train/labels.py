@@ -17,6 +17,8 @@ from ase.units import GPa
 from acnn.batch import FARTHEST, SMALLEST_VOLUME, Batch
 from acnn.errors import DataError, ModelError
 from acnn.neighbors import build_neighbors
+from acnn.nn.graph import system_pieces
+from acnn.train.dataset import SEARCH_ATOMS
 from acnn.train.units import first_frames, two_groups
 
 if TYPE_CHECKING:
@@ -111,10 +113,16 @@ def read_labels(frames: Sequence[Atoms], settings: TrainConfig) -> LabelSet:
         If no usable label is left, or a frame has no energy at all; names the frame.
     """
     found = LabelSet([])
+    sound: list[Label] = []
     for number, atoms in enumerate(frames):
         label = _label_of(atoms, number)
         if reason := _fault(label):
             found.dropped[reason] += 1
+        else:
+            sound.append(label)
+    for label, touching in zip(sound, _touching(sound), strict=True):
+        if touching:
+            found.dropped[f"atoms closer than {CLOSEST_PAIR:g} Å"] += 1
         elif too_large := _too_large(label, settings):
             what, reason = too_large
             found.beyond[what] += 1
@@ -236,7 +244,21 @@ def _fault(label: Label) -> str:
         return "not finite"
     if not np.abs(atoms.positions).max() < FARTHEST:
         return f"positions beyond {FARTHEST:g} Å"
-    return _misplaced(atoms)
+    if atoms.pbc.any() and not atoms.pbc.all():
+        return "periodic in some directions only"
+    if atoms.pbc.any() and abs(atoms.cell.volume) < SMALLEST_VOLUME * len(atoms):
+        return f"flat or empty cell, or less than {SMALLEST_VOLUME:g} Å^3 per atom"
+    return ""
+
+
+def _touching(labels: Sequence[Label]) -> list[bool]:
+    """Say of each label whether two of its atoms are at the same place, or nearly so."""
+    found: list[bool] = []
+    for begin, end in system_pieces([len(label.atoms) for label in labels], SEARCH_ATOMS):
+        batch = Batch.from_atoms([label.atoms for label in labels[begin:end]], torch.float64)
+        near = build_neighbors(batch, CLOSEST_PAIR).mask.any(1)
+        found += (torch.bincount(batch.system[near], minlength=end - begin) > 0).tolist()
+    return found
 
 
 def _too_large(label: Label, settings: TrainConfig) -> tuple[str, str] | None:
@@ -259,16 +281,6 @@ def _lacks(label: Label) -> Iterator[str]:
             yield "stress (there is a virial, which is not read: give the stress in eV/Å^3)"
         else:
             yield "stress"
-
-
-def _misplaced(atoms: Atoms) -> str:
-    """Say whether the cell is of no kind that is known or has no room for its atoms, or two of them the same place."""
-    if atoms.pbc.any() and not atoms.pbc.all():
-        return "periodic in some directions only"
-    if atoms.pbc.any() and abs(atoms.cell.volume) < SMALLEST_VOLUME * len(atoms):
-        return f"flat or empty cell, or less than {SMALLEST_VOLUME:g} Å^3 per atom"
-    touching = bool(build_neighbors(Batch.from_atoms([atoms], torch.float64), CLOSEST_PAIR).mask.any())
-    return f"atoms closer than {CLOSEST_PAIR:g} Å" if touching else ""
 
 
 def _drop_wild_energies(found: LabelSet, max_energy: float) -> None:
