@@ -4,9 +4,9 @@ Get the data with ``git clone https://github.com/materialsvirtuallab/mlearn`` an
 
     python benchmarks/mlearn.py mlearn/data --elements Si Cu Mo --max-time 1800 --out mlearn.json
 
-What the stresses of the labels hold and their energies do not, their Pulay stress, is learned with them: the errors of
-stresses are reported with and without it. Where only X_train.xyz is there, the training knows no stresses (see
-`public_data.py`); what those of the test set then have in common (copper's labels have 2.3 GPa) is reported apart.
+Where an element's training set cannot be had from there, `public_data.py` says what may take its place. What the
+stresses of the labels hold and their energies do not, their Pulay stress, is learned with them: the errors of stresses
+are reported with and without it.
 """
 
 from __future__ import annotations
@@ -17,39 +17,20 @@ import os
 import platform
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from ase.stress import full_3x3_to_voigt_6_stress
-from ase.units import GPa
 from public_data import mlearn
 
 from acnn import __version__, checkpoint
 from acnn.config import ModelConfig, TrainConfig
-from acnn.evaluate import evaluate, predict
+from acnn.evaluate import evaluate
 from acnn.train import train
-
-if TYPE_CHECKING:
-    from ase import Atoms
-
-    from acnn.nn.potential import Potential
 
 PUBLISHED = {  # moment tensor potential: energy meV/atom, force eV/Å, stress GPa, evaluated again on the test sets
     "Si": (2.31, 0.056, 0.41),
     "Cu": (0.41, 0.0069, 1.19),
     "Mo": (2.94, 0.090, 0.51),
 }
-
-
-def common_stress(potential: Potential, frames: list[Atoms]) -> dict[str, float]:
-    """Give the mean of labelled minus predicted tension, and the error of the stress that is left without it."""
-    labels = np.array([atoms.calc.results["stress"] for atoms in frames])
-    found = full_3x3_to_voigt_6_stress(predict(potential, frames).labelled_stresses)
-    difference = (found - labels) / GPa
-    common = difference[:, :3].mean()
-    difference[:, :3] -= common
-    return {"common_stress_gpa": -float(common), "stress_mae_without_it_gpa": float(np.abs(difference).mean())}
 
 
 def main() -> None:
@@ -92,7 +73,6 @@ def main() -> None:
             "n_train": result.n_train,
             "dtype": model.dtype,
             **metrics.model_dump(),
-            **common_stress(result.potential, test),
         }
         if element in PUBLISHED:
             entry["published_mtp"] = PUBLISHED[element]

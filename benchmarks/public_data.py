@@ -3,9 +3,12 @@
 Every function takes a path and divides reproducibly; nothing is downloaded. Where the data come from:
 
 - mlearn (Zuo et al., J. Phys. Chem. A 124, 731, 2020): the repository materialsvirtuallab/mlearn, folder ``data``.
-  Where an element's ``training.json`` cannot be had, its ``Cu_train.xyz`` from the repository ACEsuit/ACEData, archive
-  ``minibenchmarks/ZuoEtAl2020.tar.gz``, may lie in its place: the same structures, energies and forces, but no
-  stresses (compared for the four elements of which we have both: equal, positions to 5e-9 Å);
+  Where an element's ``training.json`` cannot be had, ``gap.xml`` of the published GAP may lie in its place, which holds
+  what it was trained on: the repository materialsvirtuallab/maml, ``mvl_models/pes/Cu/gap.2020.01/gap.xml`` (compared
+  for the four elements of which we have both, and by energies and forces with the archive
+  ``minibenchmarks/ZuoEtAl2020.tar.gz`` of the repository ACEsuit/ACEData for copper and nickel: the same structures,
+  one of lithium's missing and four or five more of the others; energies and stresses equal to the last digit,
+  positions and forces to 5e-7);
 - silicon, random structures (Yanxon et al., Mach. Learn.: Sci. Technol. 2, 027001, 2021): the repository
   MaterSim/PyXtal_FF, folder ``pyxtal_ff/datasets/Si/PyXtal``;
 - silver-gold: the repository sekocha/pypolymlp, folder ``tests/test_mlp_dev_api/data-vasp-Ag-Au/vaspruns``;
@@ -16,6 +19,7 @@ Every function takes a path and divides reproducibly; nothing is downloaded. Whe
 from __future__ import annotations
 
 import json
+from io import StringIO
 from typing import TYPE_CHECKING, Literal
 from xml.etree import ElementTree as ET
 
@@ -63,9 +67,9 @@ def read_mlearn(path: Path) -> list[Atoms]:
         symbols = [site["species"][0]["element"] for site in structure["sites"]]
         positions = [site["xyz"] for site in structure["sites"]]
         atoms = Atoms(symbols, positions=positions, cell=structure["lattice"]["matrix"], pbc=True)
-        xx, yy, zz, xy, fifth, sixth = outputs["virial_stress"]
-        swapped = entry.get("group") == "Elastic" and symbols[0] == "Si"
-        yz, xz = (fifth, sixth) if swapped else (sixth, fifth)
+        xx, yy, zz, xy, xz, yz = outputs["virial_stress"]
+        if entry.get("group") == "Elastic" and symbols[0] == "Si":
+            xz, yz = yz, xz
         stress = -KBAR * np.array([xx, yy, zz, yz, xz, xy])
         forces = np.array(outputs["forces"])
         atoms.calc = SinglePointCalculator(atoms, energy=outputs["energy"], forces=forces, stress=stress)
@@ -74,22 +78,42 @@ def read_mlearn(path: Path) -> list[Atoms]:
     return frames
 
 
-def read_mlearn_xyz(path: Path) -> list[Atoms]:
-    """Read one file of mlearn as ACEData holds it: energies (eV) and forces (eV/Å), in a column named ``force``."""
+def read_mlearn_gap(path: Path) -> list[Atoms]:
+    """Read the training set of mlearn that a published GAP carries in its file.
+
+    What it calls virials are the six numbers of `read_mlearn`, in kbar, written into a matrix as if their order were
+    xx yy zz xy yz xz: so they are found again, and read as there.
+
+    Parameters
+    ----------
+    path
+        A file ``gap.xml``.
+
+    Returns
+    -------
+    list
+        Structures with their labels.
+    """
+    data = ET.parse(path).getroot().find(".//XYZ_data")  # noqa: S314 - a file of a public repository that the user chose
+    assert data is not None, f"{path}: no XYZ_data"
+    lines = [line.strip() for line in (data.text or "").splitlines() if line.strip()]
     frames = []
-    for atoms in read(path, ":"):
+    for atoms in read(StringIO("\n".join(lines) + "\n"), ":", format="extxyz"):
         bare = Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
-        energy, forces = atoms.get_potential_energy(), atoms.arrays["force"]
-        bare.calc = SinglePointCalculator(bare, energy=energy, forces=forces)
+        numbers = np.array(atoms.info["dft_virial"]).reshape(3, 3)
+        xx, yy, zz, xy, xz, yz = (numbers[k] for k in ((0, 0), (1, 1), (2, 2), (0, 1), (1, 2), (0, 2)))
+        stress = -KBAR * np.array([xx, yy, zz, yz, xz, xy])
+        energy, forces = atoms.info["dft_energy"], atoms.arrays["dft_force"]
+        bare.calc = SinglePointCalculator(bare, energy=energy, forces=forces, stress=stress)
         frames.append(bare)
     return frames
 
 
 def mlearn(folder: Path, element: str) -> tuple[list[Atoms], list[Atoms]]:
-    """Read an element of mlearn with its own split into train and test: training.json or, without it, X_train.xyz."""
+    """Read an element of mlearn with its own split into train and test: training.json or, without it, gap.xml."""
     files = folder / element
-    whole, plain = files / "training.json", files / f"{element}_train.xyz"
-    train = read_mlearn_xyz(plain) if plain.exists() and not whole.exists() else read_mlearn(whole)
+    whole = files / "training.json"
+    train = read_mlearn(whole) if whole.exists() else read_mlearn_gap(files / "gap.xml")
     return train, read_mlearn(files / "test.json")
 
 
