@@ -6,9 +6,9 @@ Every function takes a path and divides reproducibly; nothing is downloaded. Whe
   Where an element's ``training.json`` cannot be had, ``gap.xml`` of the published GAP may lie in its place, which holds
   what it was trained on: the repository materialsvirtuallab/maml, ``mvl_models/pes/Cu/gap.2020.01/gap.xml`` (compared
   for the four elements of which we have both, and by energies and forces with the archive
-  ``minibenchmarks/ZuoEtAl2020.tar.gz`` of the repository ACEsuit/ACEData for copper and nickel: the same structures,
-  one of lithium's missing and four or five more of the others; energies and stresses equal to the last digit,
-  positions and forces to 5e-7);
+  ``minibenchmarks/ZuoEtAl2020.tar.gz`` of the repository ACEsuit/ACEData for copper: the same structures, one of
+  lithium's missing and four or five more of the others; energies and stresses equal to the last digit, positions and
+  forces to 5e-7);
 - silicon, random structures (Yanxon et al., Mach. Learn.: Sci. Technol. 2, 027001, 2021): the repository
   MaterSim/PyXtal_FF, folder ``pyxtal_ff/datasets/Si/PyXtal``;
 - silver-gold: the repository sekocha/pypolymlp, folder ``tests/test_mlp_dev_api/data-vasp-Ag-Au/vaspruns``;
@@ -48,8 +48,8 @@ def read_mlearn(path: Path) -> list[Atoms]:
     """Read one file of mlearn.
 
     The set holds energies (eV), forces (eV/Å) and virial stresses (kbar, compression positive). The order of the stress
-    components is xx yy zz xy xz yz, except in the group Elastic of Si, where it is xx yy zz xy yz xz: found by
-    comparing with potentials that learned energies and forces alone.
+    components is xx yy zz xy xz yz, except in the group Elastic of Si and Ge, where it is xx yy zz xy yz xz: so the
+    largest shear stress of each crystal sheared in one plane is in that plane.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def read_mlearn(path: Path) -> list[Atoms]:
         positions = [site["xyz"] for site in structure["sites"]]
         atoms = Atoms(symbols, positions=positions, cell=structure["lattice"]["matrix"], pbc=True)
         xx, yy, zz, xy, xz, yz = outputs["virial_stress"]
-        if entry.get("group") == "Elastic" and symbols[0] == "Si":
+        if entry.get("group") == "Elastic" and symbols[0] in {"Si", "Ge"}:
             xz, yz = yz, xz
         stress = -KBAR * np.array([xx, yy, zz, yz, xz, xy])
         forces = np.array(outputs["forces"])
@@ -82,7 +82,8 @@ def read_mlearn_gap(path: Path) -> list[Atoms]:
     """Read the training set of mlearn that a published GAP carries in its file.
 
     What it calls virials are the six numbers of `read_mlearn`, in kbar, written into a matrix as if their order were
-    xx yy zz xy yz xz: so they are found again, and read as there.
+    xx yy zz xy yz xz: so they are found again. Their order is xx yy zz xy xz yz, as copper's sheared crystals tell (55
+    of them; of nickel's the last two are exchanged, and the file does not say of which others).
 
     Parameters
     ----------

@@ -253,11 +253,21 @@ def _fault(label: Label) -> str:
 
 def _touching(labels: Sequence[Label]) -> list[bool]:
     """Say of each label whether two of its atoms are at the same place, or nearly so."""
-    found: list[bool] = []
-    for begin, end in system_pieces([len(label.atoms) for label in labels], SEARCH_ATOMS):
-        batch = Batch.from_atoms([label.atoms for label in labels[begin:end]], torch.float64)
+    found = np.zeros(len(labels), dtype=bool)
+    # an atom of a cell that is thinner than the limit may have neighbours by the thousand: it is searched alone
+    thin = [bool(x.atoms.pbc.any()) and min(_heights(x.atoms)) < CLOSEST_PAIR for x in labels]
+    wide = [number for number, alone in enumerate(thin) if not alone]
+    pieces = [wide[a:b] for a, b in system_pieces([len(labels[number].atoms) for number in wide], SEARCH_ATOMS)]
+    for piece in [*pieces, *([number] for number, alone in enumerate(thin) if alone)]:
+        batch = Batch.from_atoms([labels[number].atoms for number in piece], torch.float64)
         near = build_neighbors(batch, CLOSEST_PAIR).mask.any(1)
-        found += (torch.bincount(batch.system[near], minlength=end - begin) > 0).tolist()
+        found[piece] = torch.bincount(batch.system[near], minlength=len(piece)).numpy() > 0
+    return found.tolist()
+
+
+def _heights(atoms: Atoms) -> np.ndarray:
+    """Give the distances between opposite faces of a cell, shape (3,), Å."""
+    found: np.ndarray = 1.0 / np.linalg.norm(atoms.cell.reciprocal(), axis=1)
     return found
 
 

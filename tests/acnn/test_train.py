@@ -20,6 +20,7 @@ from acnn import checkpoint
 from acnn.config import ModelConfig, TrainConfig
 from acnn.errors import ConfigError, DataError, ModelError, NumericalError
 from acnn.evaluate import evaluate, predict
+from acnn.neighbors import build_neighbors
 from acnn.nn.potential import Potential
 from acnn.train import history_csv, loop, train
 from acnn.train.dataset import Dataset, Targets
@@ -675,6 +676,20 @@ def test_atoms_on_top_of_each_other_are_set_aside(alloys, distance, monkeypatch)
     found = read_labels([*alloys[:5], bad, *alloys[5:], bad], QUICK)
     assert found.dropped == {"atoms closer than 0.3 Å": 2}
     assert [label.frame for label in found.labels] == [*range(5), *range(6, len(alloys) + 1)]
+
+
+def test_a_cell_as_thin_as_a_needle_is_searched_alone(alloys, monkeypatch):
+    searched = []
+    monkeypatch.setattr(
+        "acnn.train.labels.build_neighbors",
+        lambda batch, cutoff: searched.append(batch) or build_neighbors(batch, cutoff),
+    )
+    needle = Atoms("Cu", cell=[1e-3, 20, 20], pbc=True)
+    needle.calc = SinglePointCalculator(needle, energy=-1.0)
+    found = read_labels([needle, *alloys], QUICK)
+    assert found.dropped == {"atoms closer than 0.3 Å": 1}
+    assert len(found.labels) == len(alloys)
+    assert [batch.n_systems for batch in searched] == [len(alloys), 1]
 
 
 def test_labels_of_near_atoms_leave_the_repulsion_in_place(alloys):
