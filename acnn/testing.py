@@ -36,9 +36,10 @@ def assert_potential_contract(potential: Potential, *, seed: int = 0) -> None:
 
     Forces and stress are the derivatives of the energy; the energy does not change under translation, rotation,
     permutation, another image of an atom, another cell of the same lattice, or a supercell; energy and forces are
-    continuous when an atom passes the cutoff; colliding atoms are pushed apart; a lone atom has its reference energy;
-    a batch gives what its structures give alone; one-atom, tiny and skewed cells agree with a brute-force sum; inputs
-    are not touched; the same input gives the same bits; a saved and loaded potential gives the same numbers.
+    continuous when an atom passes the cutoff; colliding atoms are pushed apart; a lone atom feels nothing, and its
+    energy does not depend on the cell; a batch gives what its structures give alone; one-atom, tiny and skewed cells
+    agree with a brute-force sum; inputs are not touched; the same input gives the same bits; a saved and loaded
+    potential gives the same numbers.
 
     Parameters
     ----------

@@ -49,7 +49,7 @@ class Label:
     stress
         Shape (3, 3), eV/Å^3, tension positive, or None.
     family
-        Structures of one family are never divided between training and held-out part.
+        Structures of one family are held out together, or none of them; large families in blocks, see `family_blocks`.
     frame
         Its place among the structures that were read, from zero.
     """
