@@ -45,6 +45,22 @@ class Targets:
     counts: torch.Tensor
     number: torch.Tensor
 
+    def leave_out(self, name: str, numbers: Sequence[int]) -> None:
+        """Take away, in place, what some labels say of "forces" or "stress".
+
+        Parameters
+        ----------
+        name
+            Which of the two.
+        numbers
+            Numbers of the labels.
+        """
+        chosen = torch.isin(self.number, torch.as_tensor(numbers, dtype=torch.int64))
+        if name == "forces":
+            self.forces[torch.repeat_interleave(chosen, self.counts)] = torch.nan
+        else:
+            self.virial[chosen] = torch.nan
+
 
 class Dataset:
     """Labels as flat tensors, with a compressed list of all neighbours within the cutoff.

@@ -245,6 +245,8 @@ class _Run:
         if not state.queue:
             state.queue = self.data.epoch(self.kept, self.settings.batch_atoms, self.generator)
         graph, targets = self.data.batch(state.queue.pop())
+        for name, numbers in state.set_aside.items():
+            targets.leave_out(name, numbers)
         owned = self.owned[targets.number]
         weights = loss_weights(moment(progress, warm=self.warm), self.settings)
         mixture = random_mixture(owned, self.generator)
@@ -333,11 +335,15 @@ class _Run:
         self.loss.typical.fill_(-1.0)
 
     def _look_for_other_units(self) -> None:
-        """Keep the largest group of labels in other units, as first seen: in the end they are learned too."""
+        """Keep the largest group of labels in other units, and set aside those found before: else they are learned."""
+        state = self.state
         found = find_other_units(self.potential, self.data, self.settings.batch_atoms, self.beyond)
         for name, (numbers, factor) in found.items():
-            if len(numbers) > len(self.state.other_units.get(name, ([], 1.0))[0]):
-                self.state.other_units[name] = numbers.tolist(), factor
+            largest, _ = state.other_units.get(name, ([], 1.0))
+            if again := {*state.set_aside.get(name, []), *(set(largest) & set(numbers.tolist()))}:
+                state.set_aside[name] = sorted(again)
+            if len(numbers) > len(largest):
+                state.other_units[name] = numbers.tolist(), factor
 
     def finish(self, label_fingerprint: str) -> TrainResult:
         """Put the best weights in place and write the history."""
@@ -348,6 +354,8 @@ class _Run:
         calibrate(potential, self.data, self.held, self.settings.batch_atoms)
         errors = measure(potential, self.data, self._judges(), self.settings.batch_atoms)
         del errors["score"]
+        for name, numbers in state.set_aside.items():
+            self.lacking[f"{name} (there are some, not learned: of another unit or sign)"] = len(numbers)
         self._look_for_other_units()
         for name, (numbers, factor) in sorted(state.other_units.items()):
             warn_of_other_scale(name, numbers, factor, [label.frame for label in self.labels])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from acnn.nn.potential import Potential
 
 FILE_NAME = "train-state.safetensors"
-VERSION = 10  # of what is kept and how fast it goes: other ones mean something else by the same names
+VERSION = 11  # of what is kept and how fast it goes: other ones mean something else by the same names
 KEY = "acnn-train-state"
 
 
@@ -62,6 +62,8 @@ class RunState:
         How often labels in other units were looked for.
     other_units
         The largest groups of them so far: numbers of the labels and their factor, by what they are of.
+    set_aside
+        Numbers of those that were found again: their forces or stresses are not learned any more.
     """
 
     step: int = 0
@@ -78,6 +80,7 @@ class RunState:
     settling: bool = False
     looks: int = 0
     other_units: dict[str, tuple[list[int], float]] = field(default_factory=dict)
+    set_aside: dict[str, list[int]] = field(default_factory=dict)
 
 
 PLAIN = [x.name for x in fields(RunState) if x.name not in ("best_score", "best", "queue")]

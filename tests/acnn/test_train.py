@@ -2,6 +2,8 @@
 
 import itertools
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -80,6 +82,22 @@ def test_the_cores_of_the_machine_change_nothing(alloys, monkeypatch):
     assert set(used) == {1}
 
 
+@contextmanager
+def killed_at(stop: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a training that saves its state after every step be interrupted before one of them."""
+    step = _Run._step
+
+    def killed(run: _Run, progress: float) -> None:
+        if run.state.step == stop:
+            raise KeyboardInterrupt
+        step(run, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "SAVE_SECONDS", 0.0)
+        patch.setattr(_Run, "_step", killed)
+        yield
+
+
 @pytest.mark.parametrize(
     ("settings", "stop", "warm"),
     [
@@ -105,18 +123,8 @@ def test_goes_on_exactly_after_a_kill(trained, alloys, other_alloys, tmp_path, m
     alloys = [*alloys, *other_alloys] if warm == "new labels" else alloys
     train = partial(loop.train, previous=previous)
     whole = train(alloys, model=MODEL, settings=settings, seed=3).potential
-    monkeypatch.setattr("acnn.train.loop.SAVE_SECONDS", 0.0)
-    step = _Run._step
-
-    def killed(run: _Run, progress: float) -> None:
-        if run.state.step == stop:
-            raise KeyboardInterrupt
-        step(run, progress)
-
-    monkeypatch.setattr(_Run, "_step", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at(stop, monkeypatch), pytest.raises(KeyboardInterrupt):
         train(alloys, model=MODEL, settings=settings, seed=3, work_dir=tmp_path)
-    monkeypatch.setattr(_Run, "_step", step)
     resumed = train(alloys, model=MODEL, settings=settings, seed=3, work_dir=tmp_path).potential
     before, after = whole.state_dict(), resumed.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -570,8 +578,39 @@ OTHER_UNITS = {
 def test_forces_and_stresses_in_other_units_are_noticed(caplog, name):
     factors, words = OTHER_UNITS[name]
     settings = TrainConfig(max_steps=250, max_pressure_gpa=1e5)
-    train(shaken(factors), model=MODEL, settings=settings, seed=0)
+    result = train(shaken(factors), model=MODEL, settings=settings, seed=0)
     assert re.search(words, caplog.text), caplog.text
+    (what,) = factors
+    left = result.lacking[f"{what} (there are some, not learned: of another unit or sign)"]
+    assert result.potential.metadata["trainings"][-1]["lacking"] == result.lacking
+    assert left >= 4
+
+
+def test_what_is_set_aside_stays_so_after_a_kill(tmp_path, monkeypatch):
+    frames, settings = shaken({"stress": 1 / GPa}), TrainConfig(max_steps=100, max_pressure_gpa=1e5)
+    whole = train(frames, model=MODEL, settings=settings, seed=0)
+    with killed_at(60, monkeypatch), pytest.raises(KeyboardInterrupt):
+        train(frames, model=MODEL, settings=settings, seed=0, work_dir=tmp_path)
+    resumed = train(frames, model=MODEL, settings=settings, seed=0, work_dir=tmp_path)
+    assert whole.lacking.total() > 10
+    assert resumed.lacking == whole.lacking
+    before, after = whole.potential.state_dict(), resumed.potential.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("name", ["forces", "stress"])
+def test_what_is_set_aside_is_not_learned(name):
+    frames = shaken({})
+    data = _Run(read_labels(frames, QUICK), Potential(MODEL, ["Cu", "Au"], 0), QUICK, 0, warm=False).data
+    _, targets = data.batch(torch.tensor([3, 7, 5]))
+    targets.leave_out(name, [5, 7])
+    told = torch.isfinite(targets.forces).view(3, 4, 3), torch.isfinite(targets.virial)
+    left, other = told if name == "forces" else told[::-1]
+    assert left.flatten(1).any(1).tolist() == [True, False, False]
+    assert left[0].all()
+    assert other.all()
+    assert torch.isfinite(data.forces).all()
+    assert torch.isfinite(data.virial).all()
 
 
 @pytest.mark.parametrize("every", [4, 1])
