@@ -28,8 +28,9 @@ $(GPAW): $(STAMP) examples/gpaw_siteconfig.py
 demo: dft
 	$(BIN)/hullseeker demo
 
+# Two files at a time; those of whole searches, the longest, come first.
 test: dft lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/workflows tests
 
 # Searches by qlaunch through a Slurm of one node; and on a MongoDB, if MONGODB_URI names one. What cannot run is skipped.
 cluster: install
