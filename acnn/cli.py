@@ -47,7 +47,7 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the clas
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--max-time", type=float, help="most seconds of training")
     command.add_argument(
-        "--threads", type=int, help="CPU threads (default 1); with others a killed training does not go on"
+        "--threads", type=int, help="CPU threads (default 1); a killed training goes on only with as many as before"
     )
     command.add_argument("--work-dir", type=Path, help="folder that lets a killed training go on")
     command.add_argument("--metrics", type=Path, help="CSV of the errors as training went; default: beside OUT")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from acnn.cli import build_parser
 from workflows.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -16,13 +17,13 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 PAGES += sorted((ROOT / "launchpad_config").glob("*.md"))
 
 
-def shown_commands() -> list[tuple[str, str]]:
-    """Return (page, command line) of every `hullseeker ...` line in a code block."""
+def shown_commands(program: str = "hullseeker") -> list[tuple[str, str]]:
+    """Return (page, command line) of every `hullseeker ...` line, or of another program, in a code block."""
     found = []
     for page in PAGES:
         for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
             lines = [line.split("#")[0].strip() for line in block.splitlines()]
-            found += [(page.name, line) for line in lines if line.startswith("hullseeker ")]
+            found += [(page.name, line) for line in lines if line.startswith(f"{program} ")]
     return found
 
 
@@ -36,8 +37,14 @@ def test_shown_commands_exist_with_their_options(page: str, line: str):
     assert context.command is command
 
 
+@pytest.mark.parametrize(("page", "line"), shown_commands("acnn"))
+def test_shown_commands_of_the_potential_exist_with_their_options(page: str, line: str):
+    assert build_parser().parse_args(shlex.split(line)[1:]).command == shlex.split(line)[1], page
+
+
 def test_pages_show_commands():
     assert len(shown_commands()) >= 10
+    assert len(shown_commands("acnn")) >= 5
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
