@@ -210,14 +210,18 @@ class _Contract:
             if not batch.positions.is_cuda:
                 raise AssertionError("the same input does not give the same bits")
             self.same("repetition", together, again)
-        self._force_spread(batch, together)
+        self._force_spread(batch, frames, together)
 
-    def _force_spread(self, batch: Batch, plain: Output) -> None:
-        """Ask for the spread of the forces: nothing else changes."""
+    def _force_spread(self, batch: Batch, frames: list[Atoms], plain: Output) -> None:
+        """Ask for the spread of the forces: nothing else changes, and it is that of each structure alone."""
         asked = self.potential.compute(batch, spread=True)
         self.same("with the spread of the forces", asked, plain)
         if asked.force_spread is None or asked.force_spread.shape != (batch.n_atoms,):
             raise AssertionError("the spread of the forces was asked for and not given")
+        singles = [Batch.from_atoms([atoms], torch.float64, self.potential.device) for atoms in frames]
+        found = [self.potential.compute(single, spread=True).force_spread for single in singles]
+        alone = [spread for spread in found if spread is not None]
+        self.close("batch and singles, spread of the forces", asked.force_spread, torch.cat(alone), self.tolerance.same)
         if self.potential.n_members == 1 and bool(asked.force_spread.any() | asked.energy_spread.any()):
             raise AssertionError("one member has no spread")
 
