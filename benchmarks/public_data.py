@@ -67,15 +67,20 @@ def read_mlearn(path: Path) -> list[Atoms]:
         symbols = [site["species"][0]["element"] for site in structure["sites"]]
         positions = [site["xyz"] for site in structure["sites"]]
         atoms = Atoms(symbols, positions=positions, cell=structure["lattice"]["matrix"], pbc=True)
-        xx, yy, zz, xy, xz, yz = outputs["virial_stress"]
+        stress = mlearn_stress(outputs["virial_stress"])
         if entry.get("group") == "Elastic" and symbols[0] in {"Si", "Ge"}:
-            xz, yz = yz, xz
-        stress = -KBAR * np.array([xx, yy, zz, yz, xz, xy])
+            stress = stress[[0, 1, 2, 4, 3, 5]]
         forces = np.array(outputs["forces"])
         atoms.calc = SinglePointCalculator(atoms, energy=outputs["energy"], forces=forces, stress=stress)
         atoms.info["group"] = str(entry.get("group", ""))
         frames.append(atoms)
     return frames
+
+
+def mlearn_stress(numbers: Sequence[float]) -> np.ndarray:
+    """Turn xx yy zz xy xz yz in kbar, compression positive, into a stress as ASE has it, shape (6,), eV/Å^3."""
+    xx, yy, zz, xy, xz, yz = numbers
+    return -KBAR * np.array([xx, yy, zz, yz, xz, xy])
 
 
 def read_mlearn_gap(path: Path) -> list[Atoms]:
@@ -101,9 +106,7 @@ def read_mlearn_gap(path: Path) -> list[Atoms]:
     frames = []
     for atoms in read(StringIO("\n".join(lines) + "\n"), ":", format="extxyz"):
         bare = Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
-        numbers = np.array(atoms.info["dft_virial"]).reshape(3, 3)
-        xx, yy, zz, xy, xz, yz = (numbers[k] for k in ((0, 0), (1, 1), (2, 2), (0, 1), (1, 2), (0, 2)))
-        stress = -KBAR * np.array([xx, yy, zz, yz, xz, xy])
+        stress = mlearn_stress(np.array(atoms.info["dft_virial"])[[0, 4, 8, 1, 5, 2]])
         energy, forces = atoms.info["dft_energy"], atoms.arrays["dft_force"]
         bare.calc = SinglePointCalculator(bare, energy=energy, forces=forces, stress=stress)
         frames.append(bare)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from ase.data import chemical_symbols
-from ase.geometry import minkowski_reduce
 
 from acnn.batch import FARTHEST, SMALLEST_VOLUME
+from acnn.lattice import has_vector_below, volume_and_face
 from acnn.relax.result import FailureReason, Relaxed, RelaxStatus
 
 if TYPE_CHECKING:
@@ -59,28 +59,9 @@ def _reason(atoms: Atoms, known: np.ndarray) -> FailureReason | None:
         return FailureReason.UNKNOWN_ELEMENT
     if not (np.abs(atoms.positions).max() < FARTHEST and np.abs(cell).max() < FARTHEST):
         return FailureReason.NOT_FINITE
-    volume, face = _volume_and_face(cell.tolist())
+    volume, face = volume_and_face(cell.tolist())
     if volume < SMALLEST_VOLUME * len(numbers):
         return FailureReason.VOLUME
-    # a lattice vector is no shorter than the smallest height, which is the volume over the largest face
-    if face * 2.0 * SHORTEST > volume and _shortest(atoms) < SHORTEST:
+    if has_vector_below(SHORTEST, atoms, volume, face):
         return FailureReason.TOO_CLOSE
     return None
-
-
-def _volume_and_face(cell: list[list[float]]) -> tuple[float, float]:
-    """Give the volume, Å^3, and the largest component of the normals of the faces, Å^2; quicker than by arrays."""
-    (ax, ay, az), (bx, by, bz), (cx, cy, cz) = cell
-    normal = (by * cz - bz * cy, bz * cx - bx * cz, bx * cy - by * cx)
-    others = (cy * az - cz * ay, cz * ax - cx * az, cx * ay - cy * ax, ay * bz - az * by, az * bx - ax * bz)
-    faces = (*normal, *others, ax * by - ay * bx)
-    return abs(ax * normal[0] + ay * normal[1] + az * normal[2]), max(*faces, -min(faces))
-
-
-def _shortest(atoms: Atoms) -> float:
-    """Find the length of the shortest lattice vector, Å; 0 where the cell is too bad to tell."""
-    try:
-        reduced, _ = minkowski_reduce(atoms.cell)
-    except RuntimeError:
-        return 0.0
-    return float(np.linalg.norm(reduced, axis=1).min())

@@ -16,6 +16,7 @@ from ase.units import GPa
 
 from acnn.batch import FARTHEST, SMALLEST_VOLUME, Batch
 from acnn.errors import DataError, ModelError
+from acnn.lattice import has_vector_below, volume_and_face
 from acnn.neighbors import build_neighbors
 from acnn.nn.graph import system_pieces
 from acnn.train.dataset import SEARCH_ATOMS
@@ -254,8 +255,7 @@ def _fault(label: Label) -> str:
 def _touching(labels: Sequence[Label]) -> list[bool]:
     """Say of each label whether two of its atoms are at the same place, or nearly so."""
     found = np.zeros(len(labels), dtype=bool)
-    # an atom of a cell that is thinner than the limit may have neighbours by the thousand: it is searched alone
-    thin = [bool(x.atoms.pbc.any()) and min(_heights(x.atoms)) < CLOSEST_PAIR for x in labels]
+    thin = [_thin(label.atoms) for label in labels]
     wide = [number for number, alone in enumerate(thin) if not alone]
     pieces = [wide[a:b] for a, b in system_pieces([len(labels[number].atoms) for number in wide], SEARCH_ATOMS)]
     for piece in [*pieces, *([number] for number, alone in enumerate(thin) if alone)]:
@@ -265,10 +265,9 @@ def _touching(labels: Sequence[Label]) -> list[bool]:
     return found.tolist()
 
 
-def _heights(atoms: Atoms) -> np.ndarray:
-    """Give the distances between opposite faces of a cell, shape (3,), Å."""
-    found: np.ndarray = 1.0 / np.linalg.norm(atoms.cell.reciprocal(), axis=1)
-    return found
+def _thin(atoms: Atoms) -> bool:
+    """Say whether an atom may have so many images nearby that others would drown in a common list of neighbours."""
+    return bool(atoms.pbc.any()) and has_vector_below(CLOSEST_PAIR, atoms, *volume_and_face(atoms.cell.tolist()))
 
 
 def _too_large(label: Label, settings: TrainConfig) -> tuple[str, str] | None:
