@@ -171,7 +171,8 @@ def by_weights(potential: Potential, graph: Graph) -> list[torch.Tensor]:
     loss = torch.zeros((), dtype=potential.dtype)
     for found in potential.respond(graph, mixture, create_graph=True):
         loss = loss + found.square().mean()
-    weights = [weight for weight in potential.parameters() if weight.requires_grad]
+    # the labels' Pulay stress is no part of what the potential says
+    weights = [p for name, p in potential.named_parameters() if p.requires_grad and not name.startswith("pulay")]
     return [loss.detach(), *torch.autograd.grad(loss, weights)]
 
 
