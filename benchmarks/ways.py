@@ -10,9 +10,9 @@ neighbours are found before. All give the same energies, forces and stresses, wh
 apart.
 
 ``committee`` compares the default committee of four, its spread of energies included, with one member alone, by our own
-kernels: without and with the neighbour search; and where the spread of the forces is wanted too, which PyTorch derives
-member by member. The four are copies of the one, so that all energies, forces and stresses must agree, which is
-asserted, as is that their spread vanishes.
+kernels: without and with the neighbour search; and where the spread of the forces is wanted too, for which each member
+is pulled back by itself (on a GPU by PyTorch). The four are copies of the one, so that all energies, forces and
+stresses must agree, which is asserted, as is that their spreads vanish.
 
 ``gradient`` is what a step of training needs of such a potential and a minibatch of about 256 atoms, on a CPU: energies
 of the members, forces and virials, and the derivatives of a number made of all of them by all weights. The embedding's
@@ -136,6 +136,9 @@ def committee(device: str) -> dict[str, Any]:
         gap = float((mine - other).abs().max() / other.abs().max())
         assert gap < ROUNDING, f"committee: {quantity} differ by {gap} of the largest"
     assert float(found["four"].energy_spread.abs().max()) < ROUNDING * float(found["one"].energy.abs().max())
+    apart = potentials["four"].compute(batch, neighbors, spread=True).force_spread
+    assert apart is not None
+    assert float(apart.max()) < ROUNDING * float(found["one"].forces.abs().max())
     report: dict[str, Any] = {}
     for case, given, spread in (
         ("neighbors_given", neighbors, False),

@@ -147,6 +147,12 @@ def _compiled(potential: Potential, closest: float) -> Fused | OnGpu | None:
     return None if kernel is None else Fused(potential, kernel)
 
 
+def _by_member(columns: torch.Tensor, members: int) -> torch.Tensor:
+    """Bring all linear terms, then all first layers, (..., members * (1 + width)), to (..., members, 1 + width)."""
+    linear, rest = torch.split(columns, [members, columns.shape[-1] - members], dim=-1)
+    return torch.cat([linear[..., None], rest.reshape(*linear.shape, -1)], dim=-1)
+
+
 class Fused:
     """A potential's weights as the kernel wants them.
 
@@ -157,6 +163,8 @@ class Fused:
     kernel
         Its kernel.
     """
+
+    tells_apart = True  # forces of each member can be had
 
     def __init__(self, potential: Potential, kernel: Kernel) -> None:
         self._kernel = kernel
@@ -169,14 +177,16 @@ class Fused:
             layers = [part.flatten() for pair in zip(fitting.weights, biases, strict=False) for part in pair]
             weights = Weights(
                 **embedding_weights(potential),
-                offset=offset,
-                first=first,
+                offset=_by_member(offset, kernel.shape.members),
+                first=_by_member(first, kernel.shape.members).transpose(1, 2),
                 layers=torch.cat([none, *layers]),
             )
             self._weights = Weights(*(getattr(weights, f.name).detach().contiguous() for f in fields(Weights)))
 
-    def __call__(self, laid: Laid, species: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Compute the members' energies, and forces and virials of their mean.
+    def __call__(
+        self, laid: Laid, species: torch.Tensor, *, apart: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Compute the members' energies, and forces and virials of their mean or of each.
 
         Parameters
         ----------
@@ -184,11 +194,13 @@ class Fused:
             Structures with their neighbours.
         species
             Position of each atom's element in the potential's list, shape (n_atoms,).
+        apart
+            Forces and virials of each member; where `tells_apart` is true.
 
         Returns
         -------
         tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-            Energies of each atom, shape (n_atoms, n_members), eV; forces, shape (n_atoms, 3), eV/Å; derivative by
-            strain, shape (n_systems, 3, 3), eV.
+            Energies of each atom, shape (n_atoms, n_members), eV; forces, shape (n, n_atoms, 3), eV/Å; derivative by
+            strain, shape (n, n_systems, 3, 3), eV; n is the number of members, or 1 for their mean.
         """
-        return self._kernel.evaluate(self._weights, laid, species, self._numbers)
+        return self._kernel.evaluate(self._weights, laid, species, self._numbers, apart=apart)

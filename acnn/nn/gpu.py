@@ -123,6 +123,8 @@ class OnGpu:
         Shared memory of a warp, bytes.
     """
 
+    tells_apart = False  # the kernels pull back one gradient for all members
+
     def __init__(self, potential: Potential, library: CudaLibrary, warps: int, room: int) -> None:
         self._library, self._warps, self._room = library, warps, room
         self._weights = Weights.of(potential)
@@ -134,8 +136,12 @@ class OnGpu:
         addresses = (pointer(getattr(self._weights, field.name)) for field in fields(Weights))
         self._model = packed(model(len(self._weights.table), *addresses, potential.cutoff), potential.device)
 
-    def __call__(self, laid: Laid, species: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Compute what :class:`acnn.nn.fused.Fused` does, of structures laid out by positions."""
+    def __call__(
+        self, laid: Laid, species: torch.Tensor, *, apart: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Compute what :class:`acnn.nn.fused.Fused` does, of structures laid out by positions and of the mean alone."""
+        if apart:
+            raise NotImplementedError("on a GPU, PyTorch tells the members' forces apart")
         device = species.device
         inputs = self._model, packed(laid.structures, device)
         order = torch.argsort(species, stable=True)
@@ -150,7 +156,7 @@ class OnGpu:
             members, gradient = self._network(features, species[piece])
             self._run("backward", len(piece), *inputs, piece, gradient, states, forces, virial)
             energies[piece] = members + repulsion[:, None]
-        return energies, forces, 0.5 * (virial + virial.mT)
+        return energies, forces[None], 0.5 * (virial + virial.mT)[None]
 
     @property
     def _n_state(self) -> int:

@@ -106,6 +106,32 @@ def assemble(graph: Graph, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.
     return forces, 0.5 * (virial + virial.transpose(1, 2))
 
 
+def differentiate(graph: Graph, energies: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn some energies, of members or of their mean, into forces and virials.
+
+    Parameters
+    ----------
+    graph
+        The neighbourhoods; its vectors require gradients.
+    energies
+        What was made of them, summed over the atoms; shape (n,), eV.
+
+    Returns
+    -------
+    tuple
+        Forces, shape (n, n_atoms, 3), eV/Å, and dE/d(strain), shape (n, n_systems, 3, 3), eV.
+    """
+    last = len(energies) - 1
+    gradients = [torch.autograd.grad(energies[m], graph.vectors, retain_graph=m < last)[0] for m in range(last + 1)]
+    forces, virials = zip(*(assemble(graph, gradient) for gradient in gradients), strict=True)
+    return torch.stack(forces), torch.stack(virials)
+
+
+def force_deviation(forces: torch.Tensor) -> torch.Tensor:
+    """Give the length of the members' standard deviation, shape (n_atoms,), of forces (n_members, n_atoms, 3)."""
+    return forces.var(0).sum(-1).sqrt()
+
+
 def system_pieces(counts: list[int], max_atoms: int) -> list[tuple[int, int]]:
     """Cut a row of structures into runs of at most ``max_atoms`` atoms.
 

@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
 FUNCTIONS = {torch.float32: ("float", "sqrtf", "expf"), torch.float64: ("double", "sqrt", "exp")}
 
-HEADERS = ("lanes", "shape", "network", "invariants", "basis", "neighborhood")
+HEADERS = ("lanes", "shape", "dense", "invariants", "basis", "neighborhood")
 
 NEGLIGIBLE = 1e-9
 """Coefficients of harmonics below this are rounding."""
 
-SOURCES = ("nn/kernel/kernel.c", *(f"nn/kernel/{name}.h" for name in HEADERS), "loop.h")
+EXACT = ("-fno-associative-math",)
+"""So that an atom's bits do not depend on the group of lanes that it falls into."""
+
+SOURCES = ("nn/kernel/kernel.c", "nn/kernel/network.h", *(f"nn/kernel/{name}.h" for name in HEADERS), "loop.h")
 
 
 @dataclass(frozen=True)
@@ -109,9 +112,9 @@ class Weights:
     term_values
         Their coefficients, shape (n,).
     offset
-        Of linear terms and first layers, shape (n_elements, members * (1 + width)).
+        Of linear terms and first layers, shape (n_elements, members, 1 + width).
     first
-        Linear terms and first layers, shape (n_elements, n_features, members * (1 + width)).
+        Linear term and first layer of each member, shape (n_elements, members, n_features, 1 + width).
     layers
         Weights, then biases of the later layers, layer after layer, flat.
     onset
@@ -154,7 +157,7 @@ class Kernel:
         self._model = model_type(shape.dtype)
 
     def evaluate(
-        self, weights: Weights, laid: Laid, species: torch.Tensor, numbers: tuple[float, float]
+        self, weights: Weights, laid: Laid, species: torch.Tensor, numbers: tuple[float, float], *, apart: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Compute energies, forces and virials.
 
@@ -168,28 +171,31 @@ class Kernel:
             Elements, shape (n_atoms,).
         numbers
             The cutoff, Å, and the energy scale, eV.
+        apart
+            Forces and virials of each member instead of those of their mean.
 
         Returns
         -------
         tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-            Energies of each atom, shape (n_atoms, members), eV; forces, shape (n_atoms, 3), eV/Å; symmetric derivative
-            by strain, shape (n_systems, 3, 3), eV.
+            Energies of each atom, shape (n_atoms, members), eV; forces, shape (n, n_atoms, 3), eV/Å; symmetric
+            derivative by strain, shape (n, n_systems, 3, 3), eV; n is the number of members, or 1 for the mean.
 
         Raises
         ------
         MemoryError
             If the memory does not suffice.
         """
-        n_atoms = len(species)
+        n_atoms, n_pulls = len(species), self.shape.members if apart else 1
         sizes = (len(weights.table), len(weights.turns), len(weights.terms))
         model = self._model(*sizes, *(pointer(getattr(weights, field.name)) for field in fields(Weights)), *numbers)
         order = torch.argsort(species, stable=True)
         energies = weights.table.new_empty((n_atoms, self.shape.members))
-        forces = weights.table.new_zeros((n_atoms, 3))
-        virial = weights.table.new_zeros((laid.n_systems, 3, 3))
+        forces = weights.table.new_zeros((n_pulls, n_atoms, 3))
+        virial = weights.table.new_zeros((n_pulls, laid.n_systems, 3, 3))
         failed = torch.zeros(1, dtype=torch.int32)
         inputs = packed(model, species.device), packed(laid.structures, species.device)
-        self._library.run("evaluate", n_atoms, *inputs, order, energies, forces, virial, failed)
+        counts = laid.n_systems, n_pulls
+        self._library.run("evaluate", n_atoms, *inputs, order, *counts, energies, forces, virial, failed)
         if failed:
             raise MemoryError(f"no memory for {n_atoms} atoms with up to {laid.structures.width} neighbours")
         return energies, forces, 0.5 * (virial + virial.mT)
@@ -369,5 +375,5 @@ def load_kernel(shape: Shape, constants: Mapping[str, float | tuple[float, ...]]
     """
     if shape.dtype not in FUNCTIONS:
         return None
-    library = load_library(SOURCES, torch.device("cpu"), tuple(shape.defines(constants)))
+    library = load_library(SOURCES, torch.device("cpu"), (*shape.defines(constants), *EXACT))
     return None if library is None else Kernel(library, shape)

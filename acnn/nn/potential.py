@@ -17,7 +17,7 @@ from acnn.nn.derivatives import derivatives
 from acnn.nn.embedding import Embedding
 from acnn.nn.fitting import Fitting, Whitening
 from acnn.nn.fused import Fused, fused
-from acnn.nn.graph import Graph, assemble, compact, pad_vectors, system_pieces
+from acnn.nn.graph import Graph, assemble, compact, differentiate, force_deviation, pad_vectors, system_pieces
 from acnn.nn.native import Laid
 from acnn.nn.pulay import Pulay
 from acnn.nn.repulsion import Repulsion
@@ -231,7 +231,8 @@ class Potential(nn.Module):
         """
         fast = None if create_graph or mixture is not None else fused(self, CLOSEST)
         if isinstance(fast, Fused):
-            return fast(Laid.of_graph(graph, self.dtype), graph.species)
+            members, forces, virials = fast(Laid.of_graph(graph, self.dtype), graph.species)
+            return members, forces[0], virials[0]
         compiled = derivatives(self, graph, CLOSEST)
         with torch.enable_grad():
             if compiled is None:
@@ -285,11 +286,10 @@ class Potential(nn.Module):
         species = self.species_of(batch.numbers)
         if neighbors is None:
             neighbors = build_neighbors(batch, self.cutoff)
-        fast = None if spread else fused(self, CLOSEST)
-        if fast is not None:
-            return self._output(
-                species, batch.system, batch.cells, *fast(Laid.of_batch(batch, neighbors, species), species)
-            )
+        fast = fused(self, CLOSEST)
+        if fast is not None and (fast.tells_apart or not spread):
+            found = fast(Laid.of_batch(batch, neighbors, species), species, apart=spread)
+            return self._output(species, batch.system, batch.cells, *found, spread=spread)
         counts: list[int] = torch.bincount(batch.system, minlength=batch.n_systems).tolist()
         starts = [0, *accumulate(counts)]
         parts = []
@@ -314,11 +314,8 @@ class Potential(nn.Module):
         graph.vectors.requires_grad_(True)  # noqa: FBT003 - the signature of torch
         with torch.enable_grad():
             members = self(graph)
-            gradient = torch.autograd.grad(members.sum(), graph.vectors, retain_graph=spread)[0] / self.n_members
-        output = self._output(graph.species, graph.system, cells, members.detach(), *assemble(graph, gradient))
-        if spread:
-            output.force_spread = self._force_spread(graph, members)
-        return output
+            found = differentiate(graph, members.sum(0) if spread else members.sum()[None] / self.n_members)
+        return self._output(graph.species, graph.system, cells, members.detach(), *found, spread=spread)
 
     def _output(
         self,
@@ -327,17 +324,23 @@ class Potential(nn.Module):
         cells: torch.Tensor,
         members: torch.Tensor,
         forces: torch.Tensor,
-        virial: torch.Tensor,
+        virials: torch.Tensor,
+        *,
+        spread: bool,
     ) -> Output:
-        """Sum the members' energies, add the references, and turn virials into stresses."""
+        """Sum the members' energies, add the references, and turn virials into stresses.
+
+        Forces and virials are of each member where their spread is wanted; their mean counts.
+        """
         exact = members.double()
         atomic = exact.mean(1) + self.reference[species]
         return Output(
             atomic.new_zeros(len(cells)).index_add(0, system, atomic),
-            forces.to(cells.dtype),
-            virial.to(cells.dtype) / torch.linalg.det(cells).abs()[:, None, None],
+            forces.mean(0).to(cells.dtype),
+            virials.mean(0).to(cells.dtype) / torch.linalg.det(cells).abs()[:, None, None],
             atomic,
             self._energy_spread(system, len(cells), exact),
+            self._force_spread(forces) if spread else None,
         )
 
     def _energy_spread(self, system: torch.Tensor, n_systems: int, members: torch.Tensor) -> torch.Tensor:
@@ -348,36 +351,11 @@ class Potential(nn.Module):
         counts = torch.bincount(system, minlength=n_systems)
         return totals.std(1) / counts * self.calibration[0]
 
-    def _force_spread(self, graph: Graph, members: torch.Tensor) -> torch.Tensor:
-        """Compute the length of the members' standard deviation of each force, eV/Å."""
+    def _force_spread(self, forces: torch.Tensor) -> torch.Tensor:
+        """Compute the calibrated length of the standard deviation over the members of each force, eV/Å."""
         if self.n_members == 1:
-            return members.new_zeros(graph.n_atoms).detach()
-        return force_deviation(member_forces(graph, members)) * self.calibration[1]
-
-
-def member_forces(graph: Graph, members: torch.Tensor) -> torch.Tensor:
-    """Differentiate the energy of each member.
-
-    Parameters
-    ----------
-    graph
-        The neighbourhoods; its vectors require gradients.
-    members
-        What the potential made of them, shape (n_atoms, n_members), eV.
-
-    Returns
-    -------
-    torch.Tensor
-        Forces, shape (n_members, n_atoms, 3), eV/Å.
-    """
-    sums, last = members.sum(0), members.shape[1] - 1
-    gradients = [torch.autograd.grad(sums[m], graph.vectors, retain_graph=m < last)[0] for m in range(last + 1)]
-    return torch.stack([assemble(graph, gradient)[0] for gradient in gradients])
-
-
-def force_deviation(forces: torch.Tensor) -> torch.Tensor:
-    """Give the length of the members' standard deviation, shape (n_atoms,), of forces (n_members, n_atoms, 3)."""
-    return forces.var(0).sum(-1).sqrt()
+            return forces.new_zeros(forces.shape[1])
+        return force_deviation(forces) * self.calibration[1]
 
 
 def _join(parts: list[Output]) -> Output:

@@ -22,7 +22,7 @@ typedef struct {
     const REAL *deep;           /* [DEEP_L + 1][CHANNELS][MIXED] */
     const int32_t *terms;       /* couplings [n_terms][3]: factor, factor, product; sorted by the latter */
     const REAL *term_values;    /* [n_terms] */
-    const REAL *offset, *first; /* the linear terms and first layers of all members, by element */
+    const REAL *offset, *first; /* linear terms and first layers, by element and member */
     const REAL *layers;         /* weights and biases of the later layers, [member] each */
     const REAL *onset, *charge, *length; /* of the repulsion [n_elements][n_elements] */
     REAL cutoff, scale;

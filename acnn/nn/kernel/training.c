@@ -6,7 +6,7 @@
  */
 #include "lanes.h"
 
-#include "network.h"
+#include "dense.h"
 
 #include "invariants.h"
 
