@@ -34,7 +34,7 @@ class ACNNCalculator(Calculator):
     device
         Where it is evaluated.
     force_spread
-        Also compute the spread of the forces, at the cost of one more gradient per member.
+        Also compute the spread of the forces, at the cost of a gradient for each member.
 
     Raises
     ------

@@ -164,8 +164,6 @@ class Fused:
         Its kernel.
     """
 
-    tells_apart = True  # forces of each member can be had
-
     def __init__(self, potential: Potential, kernel: Kernel) -> None:
         self._kernel = kernel
         self._numbers = (potential.cutoff, float(potential.scale))
@@ -195,7 +193,7 @@ class Fused:
         species
             Position of each atom's element in the potential's list, shape (n_atoms,).
         apart
-            Forces and virials of each member; where `tells_apart` is true.
+            Forces and virials of each member.
 
         Returns
         -------

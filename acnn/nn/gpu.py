@@ -123,8 +123,6 @@ class OnGpu:
         Shared memory of a warp, bytes.
     """
 
-    tells_apart = False  # the kernels pull back one gradient for all members
-
     def __init__(self, potential: Potential, library: CudaLibrary, warps: int, room: int) -> None:
         self._library, self._warps, self._room = library, warps, room
         self._weights = Weights.of(potential)
@@ -141,7 +139,7 @@ class OnGpu:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Compute what :class:`acnn.nn.fused.Fused` does, of structures laid out by positions and of the mean alone."""
         if apart:
-            raise NotImplementedError("on a GPU, PyTorch tells the members' forces apart")
+            raise NotImplementedError("kernels of a GPU pull back the mean of the members alone")
         device = species.device
         inputs = self._model, packed(laid.structures, device)
         order = torch.argsort(species, stable=True)

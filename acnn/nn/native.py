@@ -25,11 +25,14 @@ FUNCTIONS = {torch.float32: ("float", "sqrtf", "expf"), torch.float64: ("double"
 
 HEADERS = ("lanes", "shape", "dense", "invariants", "basis", "neighborhood")
 
+STACK = 1 << 20
+"""Most memory for what the layers of the network give, bytes: it lies on the stack, where it is fastest."""
+
 NEGLIGIBLE = 1e-9
 """Coefficients of harmonics below this are rounding."""
 
 EXACT = ("-fno-associative-math",)
-"""So that an atom's bits do not depend on the group of lanes that it falls into."""
+"""So that the bits of an atom's energy do not depend on the group of lanes that it falls into."""
 
 SOURCES = ("nn/kernel/kernel.c", "nn/kernel/network.h", *(f"nn/kernel/{name}.h" for name in HEADERS), "loop.h")
 
@@ -69,6 +72,13 @@ class Shape:
     factors: int
     members: int
     hidden: tuple[int, ...]
+
+    @property
+    def stack(self) -> int:
+        """Memory for what the layers of the network give, bytes, with the widest vectors of any processor."""
+        widest = max(self.hidden, default=1)
+        first = self.members * (1 + (self.hidden[0] if self.hidden else 0))
+        return 2 * 64 * (first + (2 + len(self.hidden)) * widest)
 
     def defines(self, constants: Mapping[str, float | tuple[float, ...]]) -> list[str]:
         """Give the compiler's options.
@@ -371,9 +381,9 @@ def load_kernel(shape: Shape, constants: Mapping[str, float | tuple[float, ...]]
     Returns
     -------
     Kernel | None
-        None where there is no compiler, or it is switched off.
+        None where there is no compiler, or it is switched off, or layers are too wide for it.
     """
-    if shape.dtype not in FUNCTIONS:
+    if shape.dtype not in FUNCTIONS or shape.stack > STACK:
         return None
     library = load_library(SOURCES, torch.device("cpu"), (*shape.defines(constants), *EXACT))
     return None if library is None else Kernel(library, shape)

@@ -271,7 +271,7 @@ class Potential(nn.Module):
         neighbors
             Neighbours within at least `cutoff`, farther ones are ignored; None: they are searched.
         spread
-            Also compute the committee's spread of the forces, at the cost of one more gradient per member.
+            Also compute the committee's spread of the forces, at the cost of a gradient for each member.
 
         Returns
         -------
@@ -287,7 +287,7 @@ class Potential(nn.Module):
         if neighbors is None:
             neighbors = build_neighbors(batch, self.cutoff)
         fast = fused(self, CLOSEST)
-        if fast is not None and (fast.tells_apart or not spread):
+        if isinstance(fast, Fused) or (fast is not None and not spread):  # on a GPU the mean alone is pulled back
             found = fast(Laid.of_batch(batch, neighbors, species), species, apart=spread)
             return self._output(species, batch.system, batch.cells, *found, spread=spread)
         counts: list[int] = torch.bincount(batch.system, minlength=batch.n_systems).tolist()

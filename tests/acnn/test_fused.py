@@ -97,7 +97,10 @@ def test_no_atom_depends_on_the_rest_of_its_batch(dtype: str):
     for k, atoms in enumerate(frames()):
         alone = potential.compute(Batch.from_atoms([atoms], potential.dtype))
         chosen = crystals(potential.dtype).system == k
+        apart = potential.compute(Batch.from_atoms([atoms], potential.dtype), spread=True)
         assert torch.equal(alone.atomic_energy, together.atomic_energy[chosen])
+        assert torch.equal(alone.atomic_energy, apart.atomic_energy)
+        assert distance(apart.forces, alone.forces) < TOLERANCE[dtype]
         assert distance(alone.forces, together.forces[chosen]) < TOLERANCE[dtype]
         assert distance(alone.stress[0], together.stress[k]) < TOLERANCE[dtype]
 
@@ -211,6 +214,7 @@ def test_what_the_kernel_cannot_do_is_left_to_torch():
     assert fused(Potential(ModelConfig(members=1, attention_blocks=1), ["Al"]), CLOSEST) is None
     assert fused(Potential(ModelConfig(members=1, max_factors=1), ["Al"]), CLOSEST) is None
     assert fused(Potential(ModelConfig(members=1, radial_cutoff=6.0), ["Al"]), CLOSEST) is None
+    assert fused(Potential(ModelConfig(members=1, l_max=0, hidden=(4096,)), ["Al"]), CLOSEST) is None
 
 
 def test_no_compiler_no_kernel(monkeypatch: pytest.MonkeyPatch):

@@ -1,12 +1,12 @@
-/* Products of a matrix of weights, W[n_in][n_out], with the vectors x[n_in] and y[n_out]. */
+/* Products of the embedding's small matrices, W[n_in][n_out], with the vectors x[n_in] and y[n_out]. */
 
 #define TILE 16 /* sums kept in the registers */
 
-/* `count` sums of y = bias + W^T x from column h on. */
-INLINE void columns(const int count, int n_in, int n_out, int h, const REAL *weight, const REAL *bias, const V *x, V *y)
+/* `count` sums of y = W^T x from column h on. */
+INLINE void columns(const int count, int n_in, int n_out, int h, const REAL *weight, const V *x, V *y)
 {
     V sum[TILE];
-    UNROLL for (int q = 0; q < count; q++) sum[q] = (bias ? bias[h + q] : 0) - (V){0};
+    UNROLL for (int q = 0; q < count; q++) sum[q] = (V){0};
     for (int k = 0; k < n_in; k++) {
         const REAL *row = weight + (int64_t)k * n_out + h;
         V in = x[k];
@@ -15,12 +15,12 @@ INLINE void columns(const int count, int n_in, int n_out, int h, const REAL *wei
     UNROLL for (int q = 0; q < count; q++) y[h + q] = sum[q];
 }
 
-INLINE void dense(int n_in, int n_out, const REAL *weight, const REAL *bias, const V *x, V *y)
+INLINE void dense(int n_in, int n_out, const REAL *weight, const V *x, V *y)
 {
     int h = 0;
-    for (; h + TILE <= n_out; h += TILE) columns(TILE, n_in, n_out, h, weight, bias, x, y);
-    for (; h + 4 <= n_out; h += 4) columns(4, n_in, n_out, h, weight, bias, x, y);
-    for (; h < n_out; h++) columns(1, n_in, n_out, h, weight, bias, x, y);
+    for (; h + TILE <= n_out; h += TILE) columns(TILE, n_in, n_out, h, weight, x, y);
+    for (; h + 4 <= n_out; h += 4) columns(4, n_in, n_out, h, weight, x, y);
+    for (; h < n_out; h++) columns(1, n_in, n_out, h, weight, x, y);
 }
 
 /* `count` sums of x = W y from row k on. */

@@ -16,7 +16,7 @@ static void mix(Invariants *s, const Model *w)
         const REAL *weight = w->mixing + l * N_BASIS * CHANNELS;
         for (int end = m + (l + 1) * (l + 2) / 2; m < end; m++) {
             V sum[CHANNELS];
-            dense(N_BASIS, CHANNELS, weight, 0, s->raw[m], sum);
+            dense(N_BASIS, CHANNELS, weight, s->raw[m], sum);
             for (; k < w->n_turns && w->turns[2 * k + 1] == m; k++)
                 for (int c = 0; c < CHANNELS; c++) s->density[w->turns[2 * k]][c] += w->turn_values[k] * sum[c];
         }
@@ -83,7 +83,7 @@ static void couple(Invariants *s, const Model *w)
     int64_t k = 0;
     for (int q = 0, l = 0; q < N_DEEP; q++) {
         if (q == (l + 1) * (l + 1)) l++;
-        dense(CHANNELS, MIXED, w->deep + l * CHANNELS * MIXED, 0, s->density[q], s->deep[q]);
+        dense(CHANNELS, MIXED, w->deep + l * CHANNELS * MIXED, s->density[q], s->deep[q]);
     }
     for (int q = 0; q < N_DEEP; q++) {
         V sum[MIXED] = {{0}};

@@ -79,8 +79,11 @@ void evaluate(int64_t n_atoms, const Model *model, const Structures *in, const i
     for (int64_t first = 0; !*failed && first < n_atoms;) {
         int64_t element = in->species[order[first]];
         int n = 0;
-        for (; n < GROUPS && first < n_atoms && in->species[order[first]] == element; first += groups[n++].n)
+        while (n < GROUPS && first < n_atoms && in->species[order[first]] == element) {
             describe(in, model, order + first, n_atoms - first, groups + n);
+            first += groups[n].n;
+            n++;
+        }
         respond(n, in, model, groups, &out);
     }
     for (int g = 0; g < GROUPS; g++) free(groups[g].s), close_room(&groups[g].room);

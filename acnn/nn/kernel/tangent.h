@@ -91,7 +91,7 @@ static void couple_along(const Invariants *s, Invariants *t, const Model *w)
     int64_t k = 0;
     for (int q = 0, l = 0; q < N_DEEP; q++) {
         if (q == (l + 1) * (l + 1)) l++;
-        dense(CHANNELS, MIXED, w->deep + l * CHANNELS * MIXED, 0, t->density[q], t->deep[q]);
+        dense(CHANNELS, MIXED, w->deep + l * CHANNELS * MIXED, t->density[q], t->deep[q]);
     }
     for (int q = 0; q < N_DEEP; q++) {
         V sum[MIXED] = {{0}};
