@@ -51,6 +51,7 @@ def dumps(potential: Potential) -> bytes:
     return bytes(safetensors.torch.save(tensors, metadata={FORMAT: text}))
 
 
+@torch.inference_mode(mode=False)  # its weights can be learned, and changes of them seen
 def loads(data: bytes) -> Potential:
     """Read a potential from bytes.
 

@@ -67,7 +67,7 @@ class TrainConfig(Settings):
         None, ge=1, description="Most optimiser steps; None: chosen from the size of the data."
     )
     max_time: float | None = Field(None, gt=0, description="Most seconds of training; None: no limit.")
-    batch_atoms: int = Field(256, ge=1, description="Atoms per minibatch, at most (one structure is never cut).")
+    batch_atoms: int = Field(256, ge=1, description="Atoms per minibatch, about (no structure is cut).")
     learning_rate: float = Field(
         8e-3,
         gt=0,

@@ -38,8 +38,8 @@ def assert_potential_contract(potential: Potential, *, seed: int = 0) -> None:
     permutation, another image of an atom, another cell of the same lattice, or a supercell; energy and forces are
     continuous when an atom passes the cutoff; colliding atoms are pushed apart; a lone atom feels nothing, and its
     energy does not depend on the cell; a batch gives what its structures give alone; one-atom, tiny and skewed cells
-    agree with a brute-force sum; inputs are not touched; the same input gives the same bits; a saved and loaded
-    potential gives the same numbers.
+    agree with a brute-force sum; inputs are not touched; the same input gives the same bits, and the
+    same numbers to a caller in inference mode; a saved and loaded potential gives the same numbers.
 
     Parameters
     ----------
@@ -210,6 +210,8 @@ class _Contract:
             if not batch.positions.is_cuda:
                 raise AssertionError("the same input does not give the same bits")
             self.same("repetition", together, again)
+        with torch.inference_mode():
+            self.same("for a caller without gradients", self.compute(*frames), together)
         self._force_spread(batch, frames, together)
 
     def _force_spread(self, batch: Batch, frames: list[Atoms], plain: Output) -> None:
@@ -231,6 +233,10 @@ class _Contract:
         loaded = checkpoint.loads(data).to(self.potential.device)
         batch = Batch.from_atoms([self.atoms], torch.float64, self.potential.device)
         self.same("saved and loaded", loaded.compute(batch), self.reference)
+        with torch.inference_mode():
+            without = checkpoint.loads(data)
+        found = without.to(self.potential.device).compute(batch)
+        self.same("loaded by a caller without gradients", found, self.reference)
         if checkpoint.dumps(loaded) != data:
             raise AssertionError("a saved, loaded and saved potential has other bytes")
 

@@ -48,7 +48,8 @@ class Embedding(nn.Module):
         n_species = min(n_elements, config.element_channels)
         self.species = nn.Parameter(_initial_species(n_elements, n_species, generator), requires_grad=n_elements > 1)
         n_basis, channels = config.n_radial * n_species, config.channels
-        self.mixing = nn.ParameterList([_initial_mixing(n_basis, channels, generator) for _ in range(self.l_max + 1)])
+        degrees = range(self.l_max + 1 if self.max_factors >= 2 else 0)  # one factor has no angles: nothing to learn
+        self.mixing = nn.ParameterList([_initial_mixing(n_basis, channels, generator) for _ in degrees])
         self._mixed_l = min(MIXED_L_MAX, self.l_max) if self.max_factors >= 3 else -1
         self.deep = nn.ParameterList(
             [_normal((channels, config.mixed_channels), channels**-0.5, generator) for _ in range(self._mixed_l + 1)]

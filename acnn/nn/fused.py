@@ -23,6 +23,8 @@ _READY: WeakKeyDictionary[Potential, tuple[tuple[int, ...], Fused | OnGpu | None
 def fused(potential: Potential, closest: float) -> Fused | OnGpu | None:
     """Give the fast form of a potential with its weights as they are now.
 
+    A change is seen where PyTorch counts it: in place, but not through ``.data``.
+
     Parameters
     ----------
     potential

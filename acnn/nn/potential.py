@@ -261,6 +261,7 @@ class Potential(nn.Module):
             white = white.index_add(0, chosen, centred.index_select(0, chosen) @ self.whitening.matrix[element])
         return white
 
+    @torch.inference_mode(mode=False)  # forces are gradients, also for a caller who has none
     def compute(self, batch: Batch, neighbors: Neighbors | None = None, *, spread: bool = False) -> Output:
         """Compute energies, forces and stresses of a batch of any size.
 

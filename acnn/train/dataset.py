@@ -13,7 +13,7 @@ from acnn.neighbors import build_neighbors
 from acnn.nn.graph import Graph, system_pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from acnn.nn.potential import Potential
     from acnn.train.labels import Label
@@ -132,13 +132,17 @@ class Dataset:
         table = flat.view(n_elements, n_elements)
         return torch.minimum(table, table.T)
 
-    def batch(self, chosen: torch.Tensor) -> tuple[Graph, Targets]:
+    def batch(
+        self, chosen: torch.Tensor, set_aside: Mapping[str, Sequence[int]] | None = None
+    ) -> tuple[Graph, Targets]:
         """Gather some labels.
 
         Parameters
         ----------
         chosen
             Their numbers, shape (n_systems,).
+        set_aside
+            By "forces" or "stress": numbers of labels that shall not say it.
 
         Returns
         -------
@@ -163,6 +167,8 @@ class Dataset:
             vectors, index = far.expand(len(system), 1, 3).clone(), torch.arange(len(system))[:, None]
         graph = Graph(vectors, index, self.species[atoms], system, len(chosen))
         targets = Targets(self.energy[chosen], self.forces[atoms], self.virial[chosen], counts, chosen)
+        for name, numbers in (set_aside or {}).items():
+            targets.leave_out(name, numbers)
         return graph, targets
 
     def epoch(self, numbers: torch.Tensor, max_atoms: int, generator: torch.Generator) -> list[torch.Tensor]:

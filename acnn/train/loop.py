@@ -244,9 +244,7 @@ class _Run:
         state = self.state
         if not state.queue:
             state.queue = self.data.epoch(self.kept, self.settings.batch_atoms, self.generator)
-        graph, targets = self.data.batch(state.queue.pop())
-        for name, numbers in state.set_aside.items():
-            targets.leave_out(name, numbers)
+        graph, targets = self.data.batch(state.queue.pop(), state.set_aside)
         owned = self.owned[targets.number]
         weights = loss_weights(moment(progress, warm=self.warm), self.settings)
         mixture = random_mixture(owned, self.generator)
@@ -292,7 +290,7 @@ class _Run:
         if state.history and state.history[-1]["step"] == state.step:  # the last step, or a finished run read back
             return
         self._swap()
-        record = measure(self.potential, self.data, self._judges(), self.settings.batch_atoms)
+        record = measure(self.potential, self.data, self._judges(), self.settings.batch_atoms, state.set_aside)
         record = {"step": float(state.step), "seconds": round(state.seconds, 3), "loss": state.loss, **record}
         score = record.pop("score")
         state.history.append(record)
@@ -351,8 +349,8 @@ class _Run:
             for parameter, best in zip(self.parameters, self.state.best, strict=True):
                 parameter.copy_(best)
         potential, state = self.potential, self.state
-        calibrate(potential, self.data, self.held, self.settings.batch_atoms)
-        errors = measure(potential, self.data, self._judges(), self.settings.batch_atoms)
+        calibrate(potential, self.data, self.held, self.settings.batch_atoms, state.set_aside)
+        errors = measure(potential, self.data, self._judges(), self.settings.batch_atoms, state.set_aside)
         del errors["score"]
         for name, numbers in state.set_aside.items():
             self.lacking[f"{name} (there are some, not learned: of another unit or sign)"] = len(numbers)

@@ -51,7 +51,7 @@ class Weights:
 
 @dataclass(slots=True)
 class Misfits:
-    """Residuals of a minibatch in units of the potential's energy scale (/ 1 Å); NaN-free.
+    """Residuals of a minibatch in units of the potential's energy scale (/ 1 Å); zero where a label does not say it.
 
     Parameters
     ----------
@@ -110,9 +110,14 @@ def residuals(
     virial = virial + own.detach() + pulay * (own - own.detach())
     return Misfits(
         (total - targets.energy[:, None]) / counts[:, None] / unit,
-        torch.nan_to_num((forces - targets.forces) / unit),
-        torch.nan_to_num((virial - targets.virial) / counts[:, None, None] / unit),
+        _known((forces - targets.forces) / unit, targets.forces),
+        _known((virial - targets.virial) / counts[:, None, None] / unit, targets.virial),
     )
+
+
+def _known(misfit: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Put zero where the label does not say it; what the potential cannot tell stays NaN, for the loss to show."""
+    return torch.where(torch.isfinite(target), misfit, 0.0)
 
 
 def random_mixture(owned: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -26,7 +26,13 @@ COLUMNS = ("step", "seconds", "loss", "energy_mae_ev_per_atom", "force_mae_ev_pe
 MOST_RECORDS = 200  # evaluations that a checkpoint keeps
 
 
-def measure(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atoms: int) -> dict[str, float]:
+def measure(
+    potential: Potential,
+    data: Dataset,
+    numbers: torch.Tensor,
+    max_atoms: int,
+    set_aside: Mapping[str, Sequence[int]] | None = None,
+) -> dict[str, float]:
     """Measure mean absolute errors of the committee's mean on some labels.
 
     Parameters
@@ -39,6 +45,8 @@ def measure(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atom
         Which of them.
     max_atoms
         Atoms evaluated together.
+    set_aside
+        By "forces" or "stress": numbers of labels whose own are of another unit or sign, and tell nothing.
 
     Returns
     -------
@@ -50,7 +58,7 @@ def measure(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atom
     counts: Counter[str] = Counter()
     unit = float(potential.scale)
     for chosen in data.epoch(numbers, max_atoms, torch.Generator().manual_seed(0)):
-        graph, targets = data.batch(chosen)
+        graph, targets = data.batch(chosen, set_aside)
         misfits = residuals(potential, graph, targets, None, training=False)
         parts = {
             "energy_mae_ev_per_atom": (misfits.energy.detach()[:, 0], torch.isfinite(targets.energy)),
@@ -66,7 +74,11 @@ def measure(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atom
 
 
 def calibration_factors(
-    potential: Potential, data: Dataset, numbers: torch.Tensor, max_atoms: int
+    potential: Potential,
+    data: Dataset,
+    numbers: torch.Tensor,
+    max_atoms: int,
+    set_aside: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[float | None, float | None] | None:
     """Find by what factors the committee's spreads must be multiplied to match the true errors.
 
@@ -80,6 +92,8 @@ def calibration_factors(
         Labels that were not learned.
     max_atoms
         Atoms evaluated together.
+    set_aside
+        By "forces" or "stress": numbers of labels whose own are of another unit or sign, and tell nothing.
 
     Returns
     -------
@@ -91,7 +105,7 @@ def calibration_factors(
         return None
     energies, forces = _Ratio(NORMAL_MEDIAN), _Ratio(VECTOR_MEDIAN)
     for chosen in data.epoch(numbers, max_atoms, torch.Generator().manual_seed(0)):
-        graph, targets = data.batch(chosen)
+        graph, targets = data.batch(chosen, set_aside)
         graph.vectors.requires_grad_(True)  # noqa: FBT003 - the signature of torch
         members = potential(graph)
         found = differentiate(graph, members.sum(0))[0].double()
@@ -103,7 +117,13 @@ def calibration_factors(
     return energies.factor(), forces.factor()
 
 
-def calibrate(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atoms: int) -> None:
+def calibrate(
+    potential: Potential,
+    data: Dataset,
+    numbers: torch.Tensor,
+    max_atoms: int,
+    set_aside: Mapping[str, Sequence[int]] | None = None,
+) -> None:
     """Bring the committee's spreads to the errors of labels that were not learned; where too few tell they stay.
 
     Parameters
@@ -116,8 +136,10 @@ def calibrate(potential: Potential, data: Dataset, numbers: torch.Tensor, max_at
         Labels that were not learned.
     max_atoms
         Atoms evaluated together.
+    set_aside
+        By "forces" or "stress": numbers of labels whose own are of another unit or sign, and tell nothing.
     """
-    for place, factor in enumerate(calibration_factors(potential, data, numbers, max_atoms) or ()):
+    for place, factor in enumerate(calibration_factors(potential, data, numbers, max_atoms, set_aside) or ()):
         if factor is not None:
             potential.calibration[place] = factor
 
@@ -195,7 +217,7 @@ def history_csv(history: Sequence[dict[str, float]]) -> str:
     Parameters
     ----------
     history
-        One record per evaluation, all with the same keys; units are in the names.
+        One record per evaluation; units are in the names. Later ones may lack what set-aside labels alone told.
 
     Returns
     -------
@@ -206,7 +228,7 @@ def history_csv(history: Sequence[dict[str, float]]) -> str:
         return ""
     names = [name for name in COLUMNS if name in history[0]]
     lines = [",".join(names)]
-    lines += [",".join(f"{record[name]:.8g}" for name in names) for record in history]
+    lines += [",".join(f"{record.get(name, np.nan):.8g}" for name in names) for record in history]
     return "\n".join(lines) + "\n"
 
 
@@ -216,7 +238,7 @@ def thinned(history: Sequence[dict[str, float]]) -> dict[str, list[float | None]
     Parameters
     ----------
     history
-        One record per evaluation, all with the same keys.
+        One record per evaluation.
 
     Returns
     -------
@@ -227,5 +249,5 @@ def thinned(history: Sequence[dict[str, float]]) -> dict[str, list[float | None]
     every = -(-len(history) // MOST_RECORDS) or 1
     kept = history[::-1][::every][::-1]
     names = [name for name in COLUMNS if history and name in history[0] and name != "seconds"]
-    numbers = {name: [record[name] for record in kept] for name in names}
+    numbers = {name: [record.get(name, np.nan) for record in kept] for name in names}
     return {name: [float(f"{x:.6g}") if np.isfinite(x) else None for x in column] for name, column in numbers.items()}

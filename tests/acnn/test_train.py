@@ -29,7 +29,7 @@ from acnn.train.dataset import Dataset, Targets
 from acnn.train.labels import digests_of, fit_references, read_labels
 from acnn.train.loop import LOOKS, _Run
 from acnn.train.loss import Misfits, RobustLoss, Weights, doubted, energy_trust, random_mixture, residuals
-from acnn.train.metrics import calibration_factors
+from acnn.train.metrics import calibration_factors, measure, thinned
 from acnn.train.schedule import TRUSTING, WARM_FROM, default_steps, loss_weights, moment, rate_factor
 from acnn.train.split import family_blocks, ownership, split_families, unlearned
 from acnn.train.units import other_scale
@@ -611,6 +611,54 @@ def test_what_is_set_aside_is_not_learned(name):
     assert other.all()
     assert torch.isfinite(data.forces).all()
     assert torch.isfinite(data.virial).all()
+
+
+def test_what_is_set_aside_does_not_judge():
+    settings = TrainConfig(max_steps=250, validation_fraction=0.2, max_force=1e4)
+    result = train(shaken({"forces": Hartree / Bohr}), model=MODEL, settings=settings, seed=0)
+    assert result.lacking["forces (there are some, not learned: of another unit or sign)"] == 15
+    true = evaluate(result.potential, shaken({})).force_mae_ev_per_a
+    assert result.errors["force_mae_ev_per_a"] < 3 * true
+    assert result.history[-1]["force_mae_ev_per_a"] < 3 * true
+
+
+def test_labels_without_what_they_said_neither_measure_nor_calibrate():
+    frames, numbers = shaken({}), torch.arange(20)
+    run = _Run(read_labels(frames, QUICK), Potential(MODEL, ["Cu", "Au"], 0), QUICK, 0, warm=False)
+    set_aside = {"forces": list(range(10)), "stress": list(range(20))}
+    part = measure(run.potential, run.data, numbers, 64, set_aside)
+    assert "virial_mae_ev_per_atom" not in part
+    second = measure(run.potential, run.data, numbers[10:], 64)
+    assert part["force_mae_ev_per_a"] == pytest.approx(second["force_mae_ev_per_a"], rel=1e-5)
+    energies, forces = calibration_factors(run.potential, run.data, numbers, 64, set_aside)
+    assert energies == calibration_factors(run.potential, run.data, numbers, 64)[0]
+    assert forces == pytest.approx(calibration_factors(run.potential, run.data, numbers[10:], 64)[1], rel=1e-5)
+
+
+def test_a_table_of_errors_without_what_was_set_aside_later():
+    history = [{"step": 1.0, "force_mae_ev_per_a": 2.0, "seconds": 1.0}, {"step": 2.0, "seconds": 2.0}]
+    assert history_csv(history).splitlines()[1:] == ["1,1,2", "2,2,nan"]
+    assert thinned(history) == {"step": [1.0, 2.0], "force_mae_ev_per_a": [2.0, None]}
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"max_factors": 1},
+        {"max_factors": 1, "attention_blocks": 1, "attention_width": 4},
+        {"max_factors": 2},
+        {"max_factors": 3},
+        {"l_max": 0},
+        {"hidden": ()},
+        {"members": 1},
+        {"radial_cutoff": 4.0, "angular_cutoff": 3.0},
+    ],
+)
+def test_every_shape_learns(shape, alloys):
+    settings = TrainConfig(max_steps=60, evaluate_every=5, validation_fraction=0.2)
+    history = train(alloys[:40], model=ModelConfig(**{**SHAPE, **shape}), settings=settings, seed=0).history
+    assert history[-1]["step"] == 60
+    assert history[-1]["force_mae_ev_per_a"] < 0.9 * history[0]["force_mae_ev_per_a"]
 
 
 @pytest.mark.parametrize("every", [4, 1])
