@@ -140,7 +140,8 @@ def _table(args: argparse.Namespace) -> Path:
     """Name the table of the errors: beside the model, if no other file has that name."""
     if args.metrics is not None:
         return Path(args.metrics)
-    table: Path = args.out.with_suffix(".csv")
+    out: Path = args.out
+    table = out.with_suffix(".csv") if out.suffix in (".acnn", ".csv") else out.with_name(out.name + ".csv")
     if table.resolve() == args.out.resolve():
         raise ConfigError(f"--out: {args.out} is also the table of the errors; choose another ending, or --metrics")
     if table.is_file():
@@ -259,7 +260,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"acnn {args.command}: {exc.filename or 'a file'}: {exc.strerror or exc}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write(f"acnn {args.command}: interrupted\n")
+        folder = getattr(args, "work_dir", None)
+        goes_on = f"; the same command goes on from what {folder} holds" if folder else ""
+        sys.stderr.write(f"acnn {args.command}: interrupted{goes_on}\n")
         return 130
     return 0
 

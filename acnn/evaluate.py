@@ -16,7 +16,7 @@ from acnn.config import TrainConfig
 from acnn.errors import DataError
 from acnn.nn.graph import system_pieces
 from acnn.nn.potential import FIXED
-from acnn.train.labels import Label, LabelSet, check_elements, read_labels
+from acnn.train.labels import LabelSet, check_elements, read_labels
 from acnn.train.units import other_scale, warn_of_other_scale
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from acnn.nn.potential import Potential
+    from acnn.train.label import Label
 
 PREDICT_ATOMS = 8192  # atoms whose neighbours are held at a time
 UPPER = [0, 1, 2, 4, 5, 8]  # of a flat 3x3

@@ -56,10 +56,9 @@ class Journal:
         self.folder = folder
         self._request = json.dumps(request, sort_keys=True, indent=1)
         self._stamp = folder / "request.json"
-        if self._stamp.exists() and self._stamp.read_text() != self._request:
-            raise ConfigError(
-                f"{folder}: holds results of other settings; expected {self._request}, got {self._stamp.read_text()}"
-            )
+        found = self._stamp.read_text(errors="replace") if self._stamp.exists() else self._request
+        if found != self._request:
+            raise ConfigError(f"{folder}: holds results of other settings; expected {self._request}, got {found}")
         self._known: dict[int, tuple[Path, int]] = {}
         self._pending: list[tuple[str, Relaxed]] = []
         self._hashes: dict[int, str] = {}

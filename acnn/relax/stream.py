@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from acnn.errors import ConfigError
+from acnn.errors import ConfigError, DataError
 from acnn.read import read_stream
 from acnn.relax.relaxer import relax
 
@@ -119,6 +119,11 @@ def relax_file(
                 counts[result.status.value + (f": {result.reason}" if result.reason else "")] += 1
                 if progress is not None:
                     progress()
+    except DataError as error:
+        if not counts:
+            raise
+        kept = f"those in {folder} are not relaxed again" if folder else "with a folder for it the work would be kept"
+        raise DataError(f"{error}; the {counts.total()} relaxed before are in {partial}; {kept}") from error
     finally:
         if not counts:
             partial.unlink()

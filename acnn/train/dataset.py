@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from acnn.nn.potential import Potential
-    from acnn.train.labels import Label
+    from acnn.train.label import Label
 
 SEARCH_ATOMS = 2048  # atoms searched for neighbours together
 

@@ -1,12 +1,10 @@
-"""Labels: what single-point calculations say, checked, cleaned and counted."""
+"""Labels: many of them, cleaned and counted."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,16 +12,17 @@ import torch
 from ase.data import chemical_symbols
 from ase.units import GPa
 
-from acnn.batch import FARTHEST, SMALLEST_VOLUME, Batch
+from acnn.batch import Batch
 from acnn.errors import DataError, ModelError
 from acnn.lattice import has_vector_below, volume_and_face
 from acnn.neighbors import build_neighbors
 from acnn.nn.graph import system_pieces
 from acnn.train.dataset import SEARCH_ATOMS
+from acnn.train.label import Label, fault, label_of, lacks
 from acnn.train.units import first_frames, two_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from ase import Atoms
 
@@ -32,43 +31,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CLOSEST_PAIR = 0.3  # Å; atoms nearer than this are a broken file, not physics
+NEAR = 5.0  # Å; atoms nearer than this feel each other...
+FELT = 0.01  # ...by (1 - distance / NEAR)^3; more than this is a force or a stress of more digits than a file has
 REFERENCE_ROUNDS = 12
-
-
-@dataclass(slots=True)
-class Label:
-    """One structure and what is known of it.
-
-    Parameters
-    ----------
-    atoms
-        The structure, without its calculator's state being touched.
-    energy
-        Total energy, eV.
-    forces
-        Shape (n_atoms, 3), eV/Å, or None.
-    stress
-        Shape (3, 3), eV/Å^3, tension positive, or None.
-    family
-        Structures of one family are held out together, or none of them; large families in blocks, see `family_blocks`.
-    frame
-        Its place among the structures that were read, from zero.
-    """
-
-    atoms: Atoms
-    energy: float
-    forces: np.ndarray | None
-    stress: np.ndarray | None
-    family: str
-    frame: int = 0
-
-    @property
-    def digest(self) -> int:
-        """A number that tells this label from others, 63 bits."""
-        h = hashlib.blake2b(digest_size=8)
-        for array in (self.atoms.numbers, self.atoms.positions, self.atoms.cell.array, np.array([self.energy])):
-            h.update(np.ascontiguousarray(array).tobytes())
-        return int.from_bytes(h.digest(), "little") >> 1
 
 
 @dataclass(slots=True)
@@ -116,8 +81,8 @@ def read_labels(frames: Sequence[Atoms], settings: TrainConfig) -> LabelSet:
     found = LabelSet([])
     sound: list[Label] = []
     for number, atoms in enumerate(frames):
-        label = _label_of(atoms, number)
-        if reason := _fault(label):
+        label = label_of(atoms, number)
+        if reason := fault(label):
             found.dropped[reason] += 1
         else:
             sound.append(label)
@@ -135,10 +100,7 @@ def read_labels(frames: Sequence[Atoms], settings: TrainConfig) -> LabelSet:
         logger.warning("%d of %d labels set aside: %s", count, len(frames), reason)
     if not found.labels:
         raise DataError(f"no usable label among {len(frames)} frames; set aside: {dict(found.dropped) or 'none given'}")
-    found.lacking.update(what for label in found.labels for what in _lacks(label))
-    for what, count in sorted(found.lacking.items()):
-        level = logging.WARNING if what == "forces" and count == len(found.labels) else logging.INFO
-        logger.log(level, "%d of %d labels lack %s", count, len(found.labels), what)
+    _count_lacking(found)
     if groups := two_groups(energies_above_reference(found.labels)):
         upper, gap = groups
         logger.warning(
@@ -175,83 +137,6 @@ def check_elements(labels: Sequence[Label], elements: Sequence[str]) -> None:
             )
 
 
-def _label_of(atoms: Atoms, number: int) -> Label:
-    """Read one frame."""
-    results = getattr(atoms.calc, "results", {}) if atoms.calc is not None else {}
-    known = results.get("energy", results.get("free_energy"))
-    if known is None:
-        raise DataError(f"frame {number}: expected a calculator with an energy, got {sorted(results) or 'none'}")
-    energy = _energy(known, number)
-    last = len(chemical_symbols) - 1
-    wrong = atoms.numbers[(atoms.numbers < 1) | (atoms.numbers > last)]
-    if len(wrong):
-        raise DataError(f"frame {number}: expected atomic numbers from 1 to {last}, got {wrong[0]}")
-    forces, stress = results.get("forces"), results.get("stress")
-    if forces is not None:
-        forces = np.asarray(forces, dtype=float)
-        if forces.shape != (len(atoms), 3):
-            raise DataError(f"frame {number}: expected forces of shape {(len(atoms), 3)}, got {forces.shape}")
-    if not atoms.pbc.all():
-        stress = None
-    if stress is not None:
-        stress = _full_stress(np.asarray(stress, dtype=float), number)
-    return Label(atoms, energy, forces, stress, family_of(atoms), number)
-
-
-def _energy(known: object, number: int) -> float:
-    """Take an energy for what it is, also from an array of one."""
-    value = known.item() if isinstance(known, np.ndarray | np.generic) and known.size == 1 else known
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise DataError(f"frame {number}: expected an energy as one number, got {known!r}")
-    return float(value)
-
-
-def _full_stress(stress: np.ndarray, number: int) -> np.ndarray:
-    """Bring a stress into its 3x3 form."""
-    if stress.shape == (6,):
-        xx, yy, zz, yz, xz, xy = stress
-        return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
-    if stress.shape == (3, 3):
-        return np.asarray(0.5 * (stress + stress.T))
-    raise DataError(f"frame {number}: expected a stress of shape (6,) or (3, 3), got {stress.shape}")
-
-
-def family_of(atoms: Atoms) -> str:
-    """Name the family of a structure: ``info["family"]`` where it is given, else its reduced formula and size.
-
-    Parameters
-    ----------
-    atoms
-        The structure.
-
-    Returns
-    -------
-    str
-        The name.
-    """
-    if "family" in atoms.info:
-        return str(atoms.info["family"])
-    return str(atoms.get_chemical_formula())
-
-
-def _fault(label: Label) -> str:
-    """Say why a label is unusable, or nothing."""
-    atoms = label.atoms
-    if len(atoms) == 0:
-        return "no atoms"
-    arrays = [atoms.positions, atoms.cell.array, np.array(label.energy)]
-    arrays += [a for a in (label.forces, label.stress) if a is not None]
-    if not all(np.isfinite(a).all() for a in arrays):
-        return "not finite"
-    if not np.abs(atoms.positions).max() < FARTHEST:
-        return f"positions beyond {FARTHEST:g} Å"
-    if atoms.pbc.any() and not atoms.pbc.all():
-        return "periodic in some directions only"
-    if atoms.pbc.any() and abs(atoms.cell.volume) < SMALLEST_VOLUME * len(atoms):
-        return f"flat or empty cell, or less than {SMALLEST_VOLUME:g} Å^3 per atom"
-    return ""
-
-
 def _touching(labels: Sequence[Label]) -> list[bool]:
     """Say of each label whether two of its atoms are at the same place, or nearly so."""
     found = np.zeros(len(labels), dtype=bool)
@@ -279,17 +164,46 @@ def _too_large(label: Label, settings: TrainConfig) -> tuple[str, str] | None:
     return None
 
 
-def _lacks(label: Label) -> Iterator[str]:
-    """Name what a label does not say, or says in vain."""
-    if label.forces is None:
-        yield "forces"
-    if label.stress is None:
-        if label.atoms.calc.results.get("stress") is not None:
-            yield "stress (there is one, which is not used: not periodic in all directions)"
-        elif "virial" in label.atoms.info:
-            yield "stress (there is a virial, which is not read: give the stress in eV/Å^3)"
-        else:
-            yield "stress"
+def _count_lacking(found: LabelSet) -> None:
+    """Take zeros that stand for nothing away; count and tell what labels do not say."""
+    for label, zero in zip(found.labels, _not_calculated(found.labels), strict=True):
+        for what in zero:
+            setattr(label, what, None)
+        found.lacking.update(lacks(label, zero))
+    for what, count in sorted(found.lacking.items()):
+        wrong = "cannot be" in what or (what.startswith("forces") and count == len(found.labels))
+        level = logging.WARNING if wrong else logging.INFO
+        logger.log(level, "%d of %d labels lack %s", count, len(found.labels), what)
+
+
+def _not_calculated(labels: Sequence[Label]) -> list[set[str]]:
+    """Name of each label which of "forces" and "stress" are zeros that stand for nothing.
+
+    Where atoms are near each other a stress is never zero to the last digit, and forces are only if by symmetry every
+    sum over an atom's neighbours that has a direction vanishes.
+    """
+    found: list[set[str]] = [set() for _ in labels]
+    zero = {
+        name: [n for n, label in enumerate(labels) if (known := getattr(label, name)) is not None and not known.any()]
+        for name in ("forces", "stress")
+    }
+    chosen = sorted({*zero["forces"], *zero["stress"]})
+    sizes = [len(labels[number].atoms) for number in chosen]
+    for begin, end in system_pieces(sizes, SEARCH_ATOMS) if chosen else ():
+        piece = chosen[begin:end]
+        batch = Batch.from_atoms([labels[number].atoms for number in piece], torch.float64)
+        neighbors = build_neighbors(batch, NEAR)
+        vectors = neighbors.vectors(batch)
+        distances = vectors.norm(dim=2).clamp(min=CLOSEST_PAIR)
+        weights = (1.0 - distances / NEAR).clamp(min=0.0) ** 3 * neighbors.mask
+        weights = weights * (batch.numbers / batch.numbers.double().mean())[neighbors.index]
+        directed = (vectors * (weights / distances)[:, :, None]).sum(1).norm(dim=1)
+        for name, felt in (("forces", directed), ("stress", weights.sum(1))):
+            most = torch.zeros(len(piece), dtype=torch.float64).scatter_reduce(0, batch.system, felt, "amax")
+            for number, value in zip(piece, most.tolist(), strict=True):
+                if value > FELT and number in zero[name]:
+                    found[number].add(name)
+    return found
 
 
 def _drop_wild_energies(found: LabelSet, max_energy: float) -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from acnn.errors import ModelError, NumericalError
 from acnn.threads import torch_threads
 from acnn.train.dataset import Dataset
-from acnn.train.labels import Label, LabelSet, digests_of, read_labels, text_of
+from acnn.train.labels import LabelSet, digests_of, read_labels, text_of
 from acnn.train.loss import RobustLoss, doubted, energy_trust, random_mixture, residuals
 from acnn.train.metrics import FEWEST_TO_CALIBRATE, calibrate, find_other_units, measure, thinned
 from acnn.train.optimizer import Soap
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from acnn.config import ModelConfig, TrainConfig
     from acnn.nn.potential import Potential
+    from acnn.train.label import Label
 
 logger = logging.getLogger(__name__)
 

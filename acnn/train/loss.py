@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from acnn.nn.graph import Graph
     from acnn.nn.potential import Potential
     from acnn.train.dataset import Targets
-    from acnn.train.labels import Label
+    from acnn.train.label import Label
 
 WILD_FORCE = 4.0  # typical forces beyond which a force counts less, at first...
 LAST_WILD_FORCE = 40.0  # ...and at the end; of labels that a previous potential has learned, from the start

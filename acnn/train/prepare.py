@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from acnn.config import ModelConfig
     from acnn.train.dataset import Dataset
-    from acnn.train.labels import Label
+    from acnn.train.label import Label
 
 ONSET_MARGIN = 0.98  # of the shortest distance seen: the repulsion stays clear of the data
 SHORTEST = 0.4  # of the guess: whatever the labels hold, atoms that collide are pushed apart from here

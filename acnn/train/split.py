@@ -13,7 +13,7 @@ from acnn.train.metrics import FEWEST_TO_CALIBRATE
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from acnn.train.labels import Label
+    from acnn.train.label import Label
 
 BLOCK_PART = 0.02  # of all labels: a larger family is divided
 BLOCK_SIZE = 4  # neighbouring labels of one family that are never divided

@@ -122,7 +122,7 @@ def test_wrong_data_and_models_are_named(data, tmp_path, capsys):
     assert "broken.extxyz: line 1: expected the number of atoms" in capsys.readouterr().err
     write(tmp_path / "bare.extxyz", Atoms("Cu", cell=3 * np.eye(3), pbc=True))
     assert main(["train", str(tmp_path / "bare.extxyz"), *out]) == 1
-    assert "bare.extxyz: frame 0: expected a calculator with an energy" in capsys.readouterr().err
+    assert "bare.extxyz: frame 0: expected an energy, got nothing" in capsys.readouterr().err
     assert main(["evaluate", str(data), str(data)]) == 1
     assert "not a potential" in capsys.readouterr().err
     checkpoint.save(Potential(ModelConfig(n_radial=5, channels=3, hidden=(6,)), ["Cu"], seed=0), tmp_path / "b.acnn")
@@ -208,6 +208,12 @@ def test_what_another_command_is_writing_is_left_alone(data, config, tmp_path):
     assert main([*arguments, "--metrics", "/dev/null"]) == 0
     check_output("--metrics", tmp_path / "b.csv", {})
     assert (tmp_path / "b.csv.partial").read_text() == "being written"
+
+
+def test_each_version_has_its_table(data, config, tmp_path):
+    for name in ("model.1", "model.2"):
+        assert main(["train", str(data), "--config", str(config), "--out", str(tmp_path / name)]) == 0
+    assert {path.name for path in tmp_path.glob("model.*")} == {"model.1", "model.1.csv", "model.2", "model.2.csv"}
 
 
 def test_a_table_of_something_else_is_not_overwritten(data, config, tmp_path, capsys):

@@ -833,7 +833,7 @@ def test_what_labels_lack_is_counted(alloys, caplog):
     for atoms, known in zip(frames, alloys, strict=True):
         atoms.calc = SinglePointCalculator(atoms, energy=known.get_potential_energy())
     for atoms in frames[:3]:
-        atoms.calc.results["stress"] = np.zeros(6)
+        atoms.calc.results["stress"] = np.full(6, 0.01)
     frames[0].pbc = False
     frames[4].info["virial"] = frames[1].info["virial"] = np.zeros((3, 3))
     bad = [wild(np.nan), wild(1.0, forces=np.full((1, 3), 80.0)), wild(1.0, stress=np.full(6, 1e3))]
@@ -856,6 +856,66 @@ def test_what_labels_lack_is_counted(alloys, caplog):
     assert result.potential.metadata["trainings"][-1]["lacking"] == expected
 
 
+def test_zeros_that_stand_for_nothing_are_not_learned(alloys, caplog):
+    frames = [labelled(atoms, forces=np.zeros((4, 3))) for atoms in shaken({})[:8]]
+    frames += [labelled(atoms, stress=np.zeros((3, 3))) for atoms in alloys[8:12]] + alloys[12:20]
+    found = read_labels(frames, QUICK)
+    forces = "forces (all are zero, which they cannot be: taken as not calculated)"
+    stress = "stress (it is zero, which it cannot be: taken as not calculated)"
+    assert found.lacking == {forces: 8, stress: 4}
+    assert f"8 of 20 labels lack {forces}" in caplog.text
+    assert [label.forces is None for label in found.labels] == [True] * 8 + [False] * 12
+    assert [label.stress is None for label in found.labels] == [False] * 8 + [True] * 4 + [False] * 8
+
+
+def test_zeros_that_symmetry_asks_for_are_learned():
+    crystals = [bulk("Cu"), bulk("Si"), bulk("NaCl", "rocksalt", a=5.6, cubic=True), bulk("Ti")]
+    lone = Atoms("Cu", cell=[9, 9, 9], pbc=True)
+    far = Atoms("Cu2", [[0, 0, 0], [0, 0, 6]], cell=[12, 12, 12], pbc=True)
+    frames = [labelled(atoms, forces=np.zeros((len(atoms), 3)), stress=np.eye(3)) for atoms in crystals]
+    frames += [labelled(atoms, forces=np.zeros((len(atoms), 3)), stress=np.zeros((3, 3))) for atoms in (lone, far)]
+    found = read_labels(frames, TrainConfig(max_energy=1e6, max_pressure_gpa=1e3))
+    assert found.lacking == {}
+    assert all(label.forces is not None and label.stress is not None for label in found.labels)
+    exchanged = bulk("NaCl", "rocksalt", a=5.6, cubic=True).repeat((2, 1, 1))
+    exchanged.symbols[0] = "Cl"
+    (label,) = read_labels([labelled(exchanged, forces=np.zeros((16, 3)))], QUICK).labels
+    assert label.forces is None
+
+
+def labelled(atoms: Atoms, **results: np.ndarray) -> Atoms:
+    """Return a copy with some results in place of the true ones."""
+    known = dict(atoms.calc.results) if atoms.calc is not None else {"energy": -1.0 * len(atoms)}
+    copy = atoms.copy()
+    copy.calc = SinglePointCalculator(copy, **{**known, **results})
+    return copy
+
+
+def test_what_has_another_name_is_named(alloys):
+    atoms = alloys[0].copy()
+    atoms.calc = SinglePointCalculator(atoms, energy=1.0)
+    atoms.arrays["REF_forces"] = np.ones((len(atoms), 3))
+    atoms.info["DFT_stress"] = np.ones(6)
+    assert read_labels([atoms], QUICK).lacking == {
+        "forces (there are REF_forces, which are not read: name them forces)": 1,
+        "stress (there is DFT_stress, which is not read: name it stress)": 1,
+    }
+    del atoms.info["DFT_stress"]
+    atoms.pbc = False
+    assert "stress (there is a cell, which is not used: not periodic)" in read_labels([atoms], QUICK).lacking
+    atoms.calc.results = {"forces": np.ones((len(atoms), 3))}
+    atoms.info["REF_energy"] = 1.0
+    with pytest.raises(DataError, match="frame 0: expected an energy, got forces; there is REF_energy, which is not"):
+        read_labels([atoms], QUICK)
+
+
+def test_an_absurd_energy_takes_no_other_with_it(alloys):
+    frames = [*alloys[:3], labelled(alloys[3], energy=1e20), *alloys[4:20]]
+    found = read_labels(frames, QUICK)
+    assert found.dropped == {"energy beyond 1e+07 eV/atom": 1}
+    assert len(found.labels) == 19
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_very_few_labels(alloys, n):
     result = train(alloys[:n], model=MODEL, settings=QUICK, seed=0)
@@ -864,7 +924,7 @@ def test_very_few_labels(alloys, n):
 
 
 def test_frames_that_cannot_be_learned_are_named(alloys):
-    with pytest.raises(DataError, match="frame 1: expected a calculator"):
+    with pytest.raises(DataError, match="frame 1: expected an energy, got nothing"):
         read_labels([alloys[0], alloys[1].copy()], QUICK)
     with pytest.raises(DataError, match="no usable label among 1 frames"):
         read_labels([wild(1.0, forces=np.full((1, 3), 80.0))], QUICK)

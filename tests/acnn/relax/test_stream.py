@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from itertools import islice
 from typing import TYPE_CHECKING, NoReturn
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -145,6 +147,38 @@ def test_an_interruption_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(checkpoint, "load", interrupt)
     assert main(["relax", "in.extxyz", "--model", "model.acnn", "--out", "out.extxyz"]) == 130
     assert capsys.readouterr().err == "acnn relax: interrupted\n"
+
+
+def test_an_interruption_says_what_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(checkpoint, "load", Mock(side_effect=KeyboardInterrupt))
+    assert main(["relax", "in.extxyz", "--model", "model.acnn", "--out", "out.extxyz", "--work-dir", "kept"]) == 130
+    assert capsys.readouterr().err == "acnn relax: interrupted; the same command goes on from what kept holds\n"
+
+
+@pytest.mark.parametrize(("folder", "words"), [("kept", "kept are not relaxed again"), (None, "would be kept")])
+def test_a_file_that_breaks_off_says_where_the_rest_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str | None, words: str
+):
+    def broken(frames: Iterator[Atoms], *arguments: object, **options: object) -> Iterator[Relaxed]:
+        yield from relaxer.relax(islice(frames, 2), *arguments, **options)
+        raise DataError("structure 2 cannot be read")
+
+    monkeypatch.setattr(stream, "relax", broken)
+    source, out = tmp_path / "in.extxyz", tmp_path / "out.extxyz"
+    write(source, random_crystals(15, 3, (2, 2)))
+    kept = tmp_path / folder if folder else None
+    with pytest.raises(DataError, match=rf"read; the 2 relaxed before are in .*out\.extxyz\.partial; .*{words}"):
+        relax_file(source, out, Morse(), RelaxConfig(), pressure_gpa=0.0, folder=kept)
+    assert len(read(tmp_path / "out.extxyz.partial", ":", format="extxyz")) == 2
+
+
+def test_a_damaged_folder_is_refused(tmp_path: Path):
+    source, folder = tmp_path / "in.extxyz", tmp_path / "kept"
+    write(source, random_crystals(15, 1, (2, 2)))
+    folder.mkdir()
+    (folder / "request.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="kept: holds results of other settings"):
+        relax_file(source, tmp_path / "out.extxyz", Morse(), RelaxConfig(), pressure_gpa=0.0, folder=folder)
 
 
 def test_an_empty_file_is_named(tmp_path: Path):
