@@ -282,8 +282,10 @@ class Potential(nn.Module):
         Raises
         ------
         ModelError
-            If the batch holds an element that the potential does not know.
+            If the batch holds an element that the potential does not know, or its weights are inference tensors.
         """
+        if next(self.parameters()).is_inference():
+            raise ModelError("the potential was made or copied in torch.inference_mode: do that outside of it")
         species = self.species_of(batch.numbers)
         if neighbors is None:
             neighbors = build_neighbors(batch, self.cutoff)

@@ -122,8 +122,8 @@ def relax_file(
     except DataError as error:
         if not counts:
             raise
-        kept = f"those in {folder} are not relaxed again" if folder else "with a folder for it the work would be kept"
-        raise DataError(f"{error}; the {counts.total()} relaxed before are in {partial}; {kept}") from error
+        again = "" if folder else "; with a folder for its work it would go on from there"
+        raise DataError(f"{error}; the {counts.total()} before it are in {partial}{again}") from error
     finally:
         if not counts:
             partial.unlink()

@@ -65,6 +65,9 @@ class Targets:
 class Dataset:
     """Labels as flat tensors, with a compressed list of all neighbours within the cutoff.
 
+    Its ``set_aside`` names, by "forces" or "stress", the labels whose own are of another unit or sign: they neither
+    teach nor judge.
+
     Parameters
     ----------
     labels
@@ -92,6 +95,7 @@ class Dataset:
         virials = [np.full((3, 3), np.nan) if x.stress is None else x.stress * x.atoms.cell.volume for x in labels]
         self.virial = torch.as_tensor(np.stack(virials), dtype=dtype, device=device)
         self.vectors = self.vectors.to(dtype=dtype, device=device)
+        self.set_aside: Mapping[str, Sequence[int]] = {}
 
     def _search(self, labels: Sequence[Label]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Find the neighbours of all atoms: vectors and numbers row by row, and the lengths of the rows."""
@@ -132,17 +136,15 @@ class Dataset:
         table = flat.view(n_elements, n_elements)
         return torch.minimum(table, table.T)
 
-    def batch(
-        self, chosen: torch.Tensor, set_aside: Mapping[str, Sequence[int]] | None = None
-    ) -> tuple[Graph, Targets]:
+    def batch(self, chosen: torch.Tensor, *, whole: bool = False) -> tuple[Graph, Targets]:
         """Gather some labels.
 
         Parameters
         ----------
         chosen
             Their numbers, shape (n_systems,).
-        set_aside
-            By "forces" or "stress": numbers of labels that shall not say it.
+        whole
+            Also with what is set aside.
 
         Returns
         -------
@@ -167,7 +169,7 @@ class Dataset:
             vectors, index = far.expand(len(system), 1, 3).clone(), torch.arange(len(system))[:, None]
         graph = Graph(vectors, index, self.species[atoms], system, len(chosen))
         targets = Targets(self.energy[chosen], self.forces[atoms], self.virial[chosen], counts, chosen)
-        for name, numbers in (set_aside or {}).items():
+        for name, numbers in () if whole else self.set_aside.items():
             targets.leave_out(name, numbers)
         return graph, targets
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -14,10 +15,14 @@ from acnn.batch import FARTHEST, SMALLEST_VOLUME
 from acnn.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from ase import Atoms
 
+ZEROS = {
+    "forces": "forces (all are zero, which no symmetry asks for: taken as not calculated)",
+    "stress": "stress (it is zero, though atoms are near each other: taken as not calculated)",
+}
 MOST_ENERGY = 1e7  # eV/atom; with all its electrons the heaviest element has a seventh of it
 
 
@@ -80,8 +85,8 @@ def label_of(atoms: Atoms, number: int) -> Label:
     results = getattr(atoms.calc, "results", {}) if atoms.calc is not None else {}
     known = results.get("energy", results.get("free_energy"))
     if known is None:
-        names = [name for name in atoms.info if "energy" in name.lower()]
-        hint = f"; there is {names[0]}, which is not read: name it energy" if names else ""
+        other = _other_names("energy", "energy", atoms.info, [()])
+        hint = f"; {other}" if other else ""
         raise DataError(f"frame {number}: expected an energy, got {', '.join(sorted(results)) or 'nothing'}{hint}")
     energy = _energy(known, number)
     last = len(chemical_symbols) - 1
@@ -105,7 +110,10 @@ def _energy(known: object, number: int) -> float:
     value = known.item() if isinstance(known, np.ndarray | np.generic) and known.size == 1 else known
     if isinstance(value, bool) or not isinstance(value, Real):
         raise DataError(f"frame {number}: expected an energy as one number, got {known!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _full_stress(stress: np.ndarray, number: int) -> np.ndarray:
@@ -167,41 +175,44 @@ def fault(label: Label) -> str:
     return next((reason for reason, wrong in faults.items() if wrong), "")
 
 
-def lacks(label: Label, zero: Collection[str]) -> Iterator[str]:
+def lacks(label: Label, zeros: Collection[str]) -> Iterator[str]:
     """Name what a label does not say, or says in vain.
 
     Parameters
     ----------
     label
         The label.
-    zero
+    zeros
         Which of "forces" and "stress" were zeros that stand for nothing.
 
     Yields
     ------
     str
-        What is lacking; in brackets why, where something is there that is not used.
+        What is lacking; in brackets what is there and not used.
     """
     atoms = label.atoms
     if label.forces is None:
-        names = [name for name, array in atoms.arrays.items() if "force" in name.lower() and array.shape[1:] == (3,)]
-        if "forces" in zero:
-            yield "forces (all are zero, which they cannot be: taken as not calculated)"
-        elif names:
-            yield f"forces (there are {names[0]}, which are not read: name them forces)"
-        else:
-            yield "forces"
+        other = _other_names("forces", "force", atoms.arrays, [atoms.positions.shape])
+        yield ZEROS["forces"] if "forces" in zeros else f"forces ({other})" if other else "forces"
     if label.stress is None:
-        names = [name for name in atoms.info if "stress" in name.lower()]
-        if "stress" in zero:
-            yield "stress (it is zero, which it cannot be: taken as not calculated)"
+        other = _other_names("stress", "stress", atoms.info, [(6,), (9,), (3, 3)])
+        if "stress" in zeros:
+            yield ZEROS["stress"]
         elif atoms.calc.results.get("stress") is not None:
             yield "stress (there is one, which is not used: not periodic in all directions)"
-        elif any("virial" in name.lower() for name in atoms.info):
-            yield "stress (there is a virial, which is not read: give the stress in eV/Å^3)"
-        elif names:
-            yield f"stress (there is {names[0]}, which is not read: name it stress)"
         elif atoms.cell.rank == 3 and not atoms.pbc.any():
             yield "stress (there is a cell, which is not used: not periodic)"
+        elif any("virial" in name.lower() for name in atoms.info):
+            yield "stress (there is a virial, which is not read: give the stress in eV/Å^3)"
         else:
-            yield "stress"
+            yield f"stress ({other})" if other else "stress"
+
+
+def _other_names(name: str, word: str, things: Mapping[str, Any], shapes: Sequence[tuple[int, ...]]) -> str:
+    """Say what might be meant by a name that is not there; nothing where nothing might."""
+    others = [
+        key
+        for key, thing in things.items()
+        if word in key.lower() and key != name and np.shape(thing) in shapes and np.asarray(thing).dtype.kind in "fiu"
+    ]
+    return f"there is {', '.join(others)}: what is to be read must be named {name}" if others else ""

@@ -8,17 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from ase.data import chemical_symbols
 from ase.units import GPa
 
-from acnn.batch import Batch
 from acnn.errors import DataError, ModelError
-from acnn.lattice import has_vector_below, volume_and_face
-from acnn.neighbors import build_neighbors
-from acnn.nn.graph import system_pieces
-from acnn.train.dataset import SEARCH_ATOMS
-from acnn.train.label import Label, fault, label_of, lacks
+from acnn.train.distances import CLOSEST_PAIR, not_calculated, touching
+from acnn.train.label import ZEROS, Label, fault, label_of, lacks
 from acnn.train.units import first_frames, two_groups
 
 if TYPE_CHECKING:
@@ -30,9 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CLOSEST_PAIR = 0.3  # Å; atoms nearer than this are a broken file, not physics
-NEAR = 5.0  # Å; atoms nearer than this feel each other...
-FELT = 0.01  # ...by (1 - distance / NEAR)^3; more than this is a force or a stress of more digits than a file has
 REFERENCE_ROUNDS = 12
 
 
@@ -86,8 +78,8 @@ def read_labels(frames: Sequence[Atoms], settings: TrainConfig) -> LabelSet:
             found.dropped[reason] += 1
         else:
             sound.append(label)
-    for label, touching in zip(sound, _touching(sound), strict=True):
-        if touching:
+    for label, close in zip(sound, touching(sound), strict=True):
+        if close:
             found.dropped[f"atoms closer than {CLOSEST_PAIR:g} Å"] += 1
         elif too_large := _too_large(label, settings):
             what, reason = too_large
@@ -137,24 +129,6 @@ def check_elements(labels: Sequence[Label], elements: Sequence[str]) -> None:
             )
 
 
-def _touching(labels: Sequence[Label]) -> list[bool]:
-    """Say of each label whether two of its atoms are at the same place, or nearly so."""
-    found = np.zeros(len(labels), dtype=bool)
-    thin = [_thin(label.atoms) for label in labels]
-    wide = [number for number, alone in enumerate(thin) if not alone]
-    pieces = [wide[a:b] for a, b in system_pieces([len(labels[number].atoms) for number in wide], SEARCH_ATOMS)]
-    for piece in [*pieces, *([number] for number, alone in enumerate(thin) if alone)]:
-        batch = Batch.from_atoms([labels[number].atoms for number in piece], torch.float64)
-        near = build_neighbors(batch, CLOSEST_PAIR).mask.any(1)
-        found[piece] = torch.bincount(batch.system[near], minlength=len(piece)).numpy() > 0
-    return found.tolist()
-
-
-def _thin(atoms: Atoms) -> bool:
-    """Say whether an atom may have so many images nearby that others would drown in a common list of neighbours."""
-    return bool(atoms.pbc.any()) and has_vector_below(CLOSEST_PAIR, atoms, *volume_and_face(atoms.cell.tolist()))
-
-
 def _too_large(label: Label, settings: TrainConfig) -> tuple[str, str] | None:
     """Say which of forces and stress is above its limit, and the limit."""
     if label.forces is not None and np.abs(label.forces).max() > settings.max_force:
@@ -166,44 +140,14 @@ def _too_large(label: Label, settings: TrainConfig) -> tuple[str, str] | None:
 
 def _count_lacking(found: LabelSet) -> None:
     """Take zeros that stand for nothing away; count and tell what labels do not say."""
-    for label, zero in zip(found.labels, _not_calculated(found.labels), strict=True):
-        for what in zero:
-            setattr(label, what, None)
-        found.lacking.update(lacks(label, zero))
+    for label, zeros in zip(found.labels, not_calculated(found.labels), strict=True):
+        for name in zeros:
+            setattr(label, name, None)
+        found.lacking.update(lacks(label, zeros))
     for what, count in sorted(found.lacking.items()):
-        wrong = "cannot be" in what or (what.startswith("forces") and count == len(found.labels))
+        wrong = what in ZEROS.values() or (what.startswith("forces") and count == len(found.labels))
         level = logging.WARNING if wrong else logging.INFO
         logger.log(level, "%d of %d labels lack %s", count, len(found.labels), what)
-
-
-def _not_calculated(labels: Sequence[Label]) -> list[set[str]]:
-    """Name of each label which of "forces" and "stress" are zeros that stand for nothing.
-
-    Where atoms are near each other a stress is never zero to the last digit, and forces are only if by symmetry every
-    sum over an atom's neighbours that has a direction vanishes.
-    """
-    found: list[set[str]] = [set() for _ in labels]
-    zero = {
-        name: [n for n, label in enumerate(labels) if (known := getattr(label, name)) is not None and not known.any()]
-        for name in ("forces", "stress")
-    }
-    chosen = sorted({*zero["forces"], *zero["stress"]})
-    sizes = [len(labels[number].atoms) for number in chosen]
-    for begin, end in system_pieces(sizes, SEARCH_ATOMS) if chosen else ():
-        piece = chosen[begin:end]
-        batch = Batch.from_atoms([labels[number].atoms for number in piece], torch.float64)
-        neighbors = build_neighbors(batch, NEAR)
-        vectors = neighbors.vectors(batch)
-        distances = vectors.norm(dim=2).clamp(min=CLOSEST_PAIR)
-        weights = (1.0 - distances / NEAR).clamp(min=0.0) ** 3 * neighbors.mask
-        weights = weights * (batch.numbers / batch.numbers.double().mean())[neighbors.index]
-        directed = (vectors * (weights / distances)[:, :, None]).sum(1).norm(dim=1)
-        for name, felt in (("forces", directed), ("stress", weights.sum(1))):
-            most = torch.zeros(len(piece), dtype=torch.float64).scatter_reduce(0, batch.system, felt, "amax")
-            for number, value in zip(piece, most.tolist(), strict=True):
-                if value > FELT and number in zero[name]:
-                    found[number].add(name)
-    return found
 
 
 def _drop_wild_energies(found: LabelSet, max_energy: float) -> None:

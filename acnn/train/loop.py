@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import chemical_symbols
 from tqdm import tqdm
 
 from acnn.errors import ModelError, NumericalError
@@ -159,19 +159,17 @@ class _Run:
         self.settings, self.potential, self.warm, self.dropped = settings, potential, warm, found.dropped
         self.lacking, self.beyond = found.lacking, found.beyond
         self.start, self.seed = fingerprint(potential, seed), seed
-        rng = np.random.default_rng(seed)
         self.labels: list[Label] = found.labels
         self.seen = digests_of(potential.metadata.get("learned", ""))
-        kept, held = split_families(self.labels, settings.validation_fraction, rng, self.seen)
+        kept, held = split_families(self.labels, settings.validation_fraction, np.random.default_rng(seed), self.seen)
         self.kept, self.held = torch.tensor(kept), torch.tensor(held, dtype=torch.int64)
         # a potential that does not say what it learned is of before this was noted
         self.learned = set(potential.metadata.get("learned_elements", potential.elements)) if warm else set[str]()
         set_references(potential, [self.labels[number] for number in kept], self.learned)
         self.data = Dataset(self.labels, potential)
+        self.calibration = potential.calibration.clone()
         if len(held) < FEWEST_TO_CALIBRATE:  # too few at the end: what the previous potential foresaw of the new labels
-            elements = {atomic_numbers[symbol] for symbol in self.learned}
-            new = unlearned(self.labels, self.seen)
-            told = [number for number in new if elements.issuperset(self.labels[number].atoms.numbers.tolist())]
+            told = unlearned(self.labels, self.seen, self.learned)
             calibrate(potential, self.data, torch.tensor(told, dtype=torch.int64), settings.batch_atoms)
         set_onsets(potential, self.data)
         self.generator = torch.Generator().manual_seed(seed)
@@ -200,6 +198,7 @@ class _Run:
         if work_dir is not None:
             load_state(work_dir, self)
         state = self.state
+        self.data.set_aside = state.set_aside
         began = saved = time.monotonic()
         bar = tqdm(total=self.max_steps, initial=state.step, desc="train", unit="step", disable=None, leave=False)
         with bar:
@@ -245,7 +244,7 @@ class _Run:
         state = self.state
         if not state.queue:
             state.queue = self.data.epoch(self.kept, self.settings.batch_atoms, self.generator)
-        graph, targets = self.data.batch(state.queue.pop(), state.set_aside)
+        graph, targets = self.data.batch(state.queue.pop())
         owned = self.owned[targets.number]
         weights = loss_weights(moment(progress, warm=self.warm), self.settings)
         mixture = random_mixture(owned, self.generator)
@@ -291,7 +290,7 @@ class _Run:
         if state.history and state.history[-1]["step"] == state.step:  # the last step, or a finished run read back
             return
         self._swap()
-        record = measure(self.potential, self.data, self._judges(), self.settings.batch_atoms, state.set_aside)
+        record = measure(self.potential, self.data, self._judges(), self.settings.batch_atoms)
         record = {"step": float(state.step), "seconds": round(state.seconds, 3), "loss": state.loss, **record}
         score = record.pop("score")
         state.history.append(record)
@@ -350,8 +349,10 @@ class _Run:
             for parameter, best in zip(self.parameters, self.state.best, strict=True):
                 parameter.copy_(best)
         potential, state = self.potential, self.state
-        calibrate(potential, self.data, self.held, self.settings.batch_atoms, state.set_aside)
-        errors = measure(potential, self.data, self._judges(), self.settings.batch_atoms, state.set_aside)
+        if len(self.held) < FEWEST_TO_CALIBRATE and "forces" in state.set_aside:  # these told wrongly, at the start
+            potential.calibration[1] = self.calibration[1]
+        calibrate(potential, self.data, self.held, self.settings.batch_atoms)
+        errors = measure(potential, self.data, self._judges(), self.settings.batch_atoms)
         del errors["score"]
         for name, numbers in state.set_aside.items():
             self.lacking[f"{name} (there are some, not learned: of another unit or sign)"] = len(numbers)

@@ -26,13 +26,7 @@ COLUMNS = ("step", "seconds", "loss", "energy_mae_ev_per_atom", "force_mae_ev_pe
 MOST_RECORDS = 200  # evaluations that a checkpoint keeps
 
 
-def measure(
-    potential: Potential,
-    data: Dataset,
-    numbers: torch.Tensor,
-    max_atoms: int,
-    set_aside: Mapping[str, Sequence[int]] | None = None,
-) -> dict[str, float]:
+def measure(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atoms: int) -> dict[str, float]:
     """Measure mean absolute errors of the committee's mean on some labels.
 
     Parameters
@@ -45,8 +39,6 @@ def measure(
         Which of them.
     max_atoms
         Atoms evaluated together.
-    set_aside
-        By "forces" or "stress": numbers of labels whose own are of another unit or sign, and tell nothing.
 
     Returns
     -------
@@ -58,7 +50,7 @@ def measure(
     counts: Counter[str] = Counter()
     unit = float(potential.scale)
     for chosen in data.epoch(numbers, max_atoms, torch.Generator().manual_seed(0)):
-        graph, targets = data.batch(chosen, set_aside)
+        graph, targets = data.batch(chosen)
         misfits = residuals(potential, graph, targets, None, training=False)
         parts = {
             "energy_mae_ev_per_atom": (misfits.energy.detach()[:, 0], torch.isfinite(targets.energy)),
@@ -74,11 +66,7 @@ def measure(
 
 
 def calibration_factors(
-    potential: Potential,
-    data: Dataset,
-    numbers: torch.Tensor,
-    max_atoms: int,
-    set_aside: Mapping[str, Sequence[int]] | None = None,
+    potential: Potential, data: Dataset, numbers: torch.Tensor, max_atoms: int
 ) -> tuple[float | None, float | None] | None:
     """Find by what factors the committee's spreads must be multiplied to match the true errors.
 
@@ -92,8 +80,6 @@ def calibration_factors(
         Labels that were not learned.
     max_atoms
         Atoms evaluated together.
-    set_aside
-        By "forces" or "stress": numbers of labels whose own are of another unit or sign, and tell nothing.
 
     Returns
     -------
@@ -105,7 +91,7 @@ def calibration_factors(
         return None
     energies, forces = _Ratio(NORMAL_MEDIAN), _Ratio(VECTOR_MEDIAN)
     for chosen in data.epoch(numbers, max_atoms, torch.Generator().manual_seed(0)):
-        graph, targets = data.batch(chosen, set_aside)
+        graph, targets = data.batch(chosen)
         graph.vectors.requires_grad_(True)  # noqa: FBT003 - the signature of torch
         members = potential(graph)
         found = differentiate(graph, members.sum(0))[0].double()
@@ -117,13 +103,7 @@ def calibration_factors(
     return energies.factor(), forces.factor()
 
 
-def calibrate(
-    potential: Potential,
-    data: Dataset,
-    numbers: torch.Tensor,
-    max_atoms: int,
-    set_aside: Mapping[str, Sequence[int]] | None = None,
-) -> None:
+def calibrate(potential: Potential, data: Dataset, numbers: torch.Tensor, max_atoms: int) -> None:
     """Bring the committee's spreads to the errors of labels that were not learned; where too few tell they stay.
 
     Parameters
@@ -136,10 +116,8 @@ def calibrate(
         Labels that were not learned.
     max_atoms
         Atoms evaluated together.
-    set_aside
-        By "forces" or "stress": numbers of labels whose own are of another unit or sign, and tell nothing.
     """
-    for place, factor in enumerate(calibration_factors(potential, data, numbers, max_atoms, set_aside) or ()):
+    for place, factor in enumerate(calibration_factors(potential, data, numbers, max_atoms) or ()):
         if factor is not None:
             potential.calibration[place] = factor
 
@@ -170,7 +148,7 @@ def find_other_units(
     n = len(data.counts)
     found = {name: np.zeros((3, n)) for name in ("forces", "stress")}
     for chosen in data.epoch(torch.arange(n), max_atoms, torch.Generator().manual_seed(0)):
-        graph, targets = data.batch(chosen)
+        graph, targets = data.batch(chosen, whole=True)
         misfits = residuals(potential, graph, targets, None, training=False)
         unit, rows = float(potential.scale), targets.number.cpu().numpy()
         virial = targets.virial / targets.counts[:, None, None]

@@ -87,7 +87,7 @@ def split_families(
     return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
 
 
-def unlearned(labels: Sequence[Label], learned: Collection[int]) -> list[int]:
+def unlearned(labels: Sequence[Label], learned: Collection[int], elements: Collection[str] | None = None) -> list[int]:
     """Find the labels that are new to a potential.
 
     Parameters
@@ -96,13 +96,16 @@ def unlearned(labels: Sequence[Label], learned: Collection[int]) -> list[int]:
         The labels.
     learned
         Digests of the labels that the potential has learned; if none, nobody knows which are new.
+    elements
+        Only labels of these; None: of any.
 
     Returns
     -------
     list
         Their numbers.
     """
-    return [number for number, label in enumerate(labels) if learned and label.digest not in learned]
+    new = [number for number, label in enumerate(labels) if learned and label.digest not in learned]
+    return [n for n in new if elements is None or set(labels[n].atoms.get_chemical_symbols()) <= set(elements)]
 
 
 def ownership(labels: Sequence[Label], n_members: int) -> np.ndarray:

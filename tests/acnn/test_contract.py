@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from ase import Atoms
 
 from acnn.batch import Batch
 from acnn.config import ModelConfig
+from acnn.errors import ModelError
 from acnn.neighbors import Neighbors
 from acnn.nn.potential import Output, Potential
 from acnn.testing import _Contract, assert_potential_contract
@@ -56,6 +58,13 @@ def test_contract_holds_for_one_element_and_the_default_shape():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_contract_on_cuda(variant, dtype):
     assert_potential_contract(potential(dtype, **VARIANTS[variant]).to("cuda"), seed=1)
+
+
+def test_a_potential_made_without_gradients_is_refused():
+    with torch.inference_mode():
+        made = potential("float64", members=1)
+    with pytest.raises(ModelError, match="inference_mode"):
+        made.compute(Batch.from_atoms([Atoms("Mg", cell=[3, 3, 3], pbc=True)], torch.float64))
 
 
 def test_a_wrong_force_is_found(monkeypatch):

@@ -546,6 +546,20 @@ def test_mixed_units_are_noticed(alloys, caplog):
     assert "do all have the same units (eV) and settings?" in caplog.text
 
 
+def rattled(atoms: Atoms, size: float) -> Atoms:
+    """Return a larger cell with its atoms displaced."""
+    larger = atoms.repeat(2)
+    larger.rattle(size, seed=1)
+    return larger
+
+
+def alloy(one: str, other: str) -> Atoms:
+    """Return a perfect lattice that two elements share without order."""
+    atoms = bulk(one, "fcc", a=3.8, cubic=True).repeat(2)
+    atoms.symbols[::3] = other
+    return atoms
+
+
 def shaken(factors: dict[str, float]) -> list[Atoms]:
     """Return sixty labelled cells of an alloy; every fourth has forces or stresses times a factor."""
     rng, frames = np.random.default_rng(0), []
@@ -625,14 +639,26 @@ def test_what_is_set_aside_does_not_judge():
 def test_labels_without_what_they_said_neither_measure_nor_calibrate():
     frames, numbers = shaken({}), torch.arange(20)
     run = _Run(read_labels(frames, QUICK), Potential(MODEL, ["Cu", "Au"], 0), QUICK, 0, warm=False)
-    set_aside = {"forces": list(range(10)), "stress": list(range(20))}
-    part = measure(run.potential, run.data, numbers, 64, set_aside)
-    assert "virial_mae_ev_per_atom" not in part
-    second = measure(run.potential, run.data, numbers[10:], 64)
+    whole, second = (measure(run.potential, run.data, chosen, 64) for chosen in (numbers, numbers[10:]))
+    energy, _ = calibration_factors(run.potential, run.data, numbers, 64)
+    _, force = calibration_factors(run.potential, run.data, numbers[10:], 64)
+    run.data.set_aside = {"forces": list(range(10)), "stress": list(range(20))}
+    part = measure(run.potential, run.data, numbers, 64)
+    assert part["energy_mae_ev_per_atom"] == whole["energy_mae_ev_per_atom"]
     assert part["force_mae_ev_per_a"] == pytest.approx(second["force_mae_ev_per_a"], rel=1e-5)
-    energies, forces = calibration_factors(run.potential, run.data, numbers, 64, set_aside)
-    assert energies == calibration_factors(run.potential, run.data, numbers, 64)[0]
-    assert forces == pytest.approx(calibration_factors(run.potential, run.data, numbers[10:], 64)[1], rel=1e-5)
+    assert part["force_mae_ev_per_a"] != whole["force_mae_ev_per_a"]
+    assert "virial_mae_ev_per_atom" not in part
+    assert calibration_factors(run.potential, run.data, numbers, 64) == (energy, pytest.approx(force, rel=1e-5))
+
+
+def test_new_labels_set_aside_do_not_calibrate():
+    frames = shaken({"forces": Hartree / Bohr})
+    settings = TrainConfig(max_steps=250, max_force=1e4)
+    first = train([a for n, a in enumerate(frames) if n % 4], model=MODEL, settings=settings, seed=0)
+    result = train(frames, model=MODEL, settings=settings, seed=0, previous=first.potential)
+    assert result.n_held_out < 8
+    assert result.lacking["forces (there are some, not learned: of another unit or sign)"] == 15
+    assert result.potential.calibration[1] == first.potential.calibration[1]
 
 
 def test_a_table_of_errors_without_what_was_set_aside_later():
@@ -860,27 +886,59 @@ def test_zeros_that_stand_for_nothing_are_not_learned(alloys, caplog):
     frames = [labelled(atoms, forces=np.zeros((4, 3))) for atoms in shaken({})[:8]]
     frames += [labelled(atoms, stress=np.zeros((3, 3))) for atoms in alloys[8:12]] + alloys[12:20]
     found = read_labels(frames, QUICK)
-    forces = "forces (all are zero, which they cannot be: taken as not calculated)"
-    stress = "stress (it is zero, which it cannot be: taken as not calculated)"
+    forces = "forces (all are zero, which no symmetry asks for: taken as not calculated)"
+    stress = "stress (it is zero, though atoms are near each other: taken as not calculated)"
     assert found.lacking == {forces: 8, stress: 4}
     assert f"8 of 20 labels lack {forces}" in caplog.text
     assert [label.forces is None for label in found.labels] == [True] * 8 + [False] * 12
     assert [label.stress is None for label in found.labels] == [False] * 8 + [True] * 4 + [False] * 8
 
 
-def test_zeros_that_symmetry_asks_for_are_learned():
-    crystals = [bulk("Cu"), bulk("Si"), bulk("NaCl", "rocksalt", a=5.6, cubic=True), bulk("Ti")]
-    lone = Atoms("Cu", cell=[9, 9, 9], pbc=True)
-    far = Atoms("Cu2", [[0, 0, 0], [0, 0, 6]], cell=[12, 12, 12], pbc=True)
-    frames = [labelled(atoms, forces=np.zeros((len(atoms), 3)), stress=np.eye(3)) for atoms in crystals]
-    frames += [labelled(atoms, forces=np.zeros((len(atoms), 3)), stress=np.zeros((3, 3))) for atoms in (lone, far)]
-    found = read_labels(frames, TrainConfig(max_energy=1e6, max_pressure_gpa=1e3))
-    assert found.lacking == {}
-    assert all(label.forces is not None and label.stress is not None for label in found.labels)
-    exchanged = bulk("NaCl", "rocksalt", a=5.6, cubic=True).repeat((2, 1, 1))
-    exchanged.symbols[0] = "Cl"
-    (label,) = read_labels([labelled(exchanged, forces=np.zeros((16, 3)))], QUICK).labels
-    assert label.forces is None
+@pytest.mark.parametrize(
+    ("atoms", "lost"),
+    [
+        (bulk("Cu"), ""),
+        (bulk("Si"), ""),
+        (bulk("Ti"), ""),
+        (bulk("NaCl", "rocksalt", a=5.64, cubic=True), ""),
+        (rattled(bulk("Si", cubic=True), 1e-4), ""),
+        (rattled(bulk("Cu", cubic=True), 0.1), "forces"),
+        (rattled(bulk("K", cubic=True), 0.1), "forces"),
+        (rattled(bulk("Cs", cubic=True), 0.2), "forces"),
+        (alloy("Cu", "Ni"), "forces"),
+        (alloy("Al", "Mg"), "forces"),
+        (Atoms("Cu2", [[0, 0, 0], [0, 0, 6]], cell=[12, 12, 12], pbc=True), ""),
+        (Atoms("C2", [[0, 0, 0], [0, 0, 3.5]], cell=[12, 12, 12], pbc=True), ""),
+        (Atoms("U2", [[0, 0, 0], [0, 0, 3.0]], cell=[12, 12, 12], pbc=True), "forces"),
+        (Atoms("H2", [[0, 0, 0], [0, 0, 0.8]], cell=[12, 12, 12], pbc=True), "forces"),
+        (Atoms("H2", [[0, 0, 0], [0, 0, 0.8]]), "forces"),
+        (Atoms("H", cell=[9, 9, 9], pbc=True), ""),
+        (Atoms("H"), ""),
+    ],
+)
+def test_zeros_that_symmetry_asks_for_are_learned(atoms, lost):
+    others = [bulk("Au", cubic=True).repeat(2), bulk("Li")]  # what else a file holds makes no difference
+    frames = [labelled(x, forces=np.zeros((len(x), 3))) for x in [atoms, *others]]
+    first, *others = read_labels(frames, TrainConfig(max_energy=1e6)).labels
+    assert (first.forces is None) == (lost == "forces")
+    assert all(label.forces is not None for label in others)
+
+
+@pytest.mark.parametrize(
+    ("atoms", "lost"),
+    [
+        (bulk("Cu"), True),
+        (bulk("Cs"), True),
+        (bulk("Si"), True),
+        (Atoms("Cu", cell=[9, 9, 9], pbc=True), False),
+        (Atoms("H2O", [[0, 0, 0], [0, 0, 1], [0, 1, 0]], cell=[10, 10, 10], pbc=True), False),
+    ],
+)
+def test_a_stress_is_zero_only_of_atoms_far_from_each_other(atoms, lost):
+    frames = [labelled(x, stress=np.zeros((3, 3))) for x in (atoms, Atoms("H", cell=[9, 9, 9], pbc=True))]
+    first, alone = read_labels(frames, TrainConfig(max_energy=1e6)).labels
+    assert (first.stress is None) == lost
+    assert alone.stress is not None
 
 
 def labelled(atoms: Atoms, **results: np.ndarray) -> Atoms:
@@ -897,15 +955,15 @@ def test_what_has_another_name_is_named(alloys):
     atoms.arrays["REF_forces"] = np.ones((len(atoms), 3))
     atoms.info["DFT_stress"] = np.ones(6)
     assert read_labels([atoms], QUICK).lacking == {
-        "forces (there are REF_forces, which are not read: name them forces)": 1,
-        "stress (there is DFT_stress, which is not read: name it stress)": 1,
+        "forces (there is REF_forces: what is to be read must be named forces)": 1,
+        "stress (there is DFT_stress: what is to be read must be named stress)": 1,
     }
     del atoms.info["DFT_stress"]
     atoms.pbc = False
     assert "stress (there is a cell, which is not used: not periodic)" in read_labels([atoms], QUICK).lacking
     atoms.calc.results = {"forces": np.ones((len(atoms), 3))}
-    atoms.info["REF_energy"] = 1.0
-    with pytest.raises(DataError, match="frame 0: expected an energy, got forces; there is REF_energy, which is not"):
+    atoms.info |= {"REF_energy": 1.0, "energy_unit": "eV", "stress_unit": "GPa"}
+    with pytest.raises(DataError, match="frame 0: expected an energy, got forces; there is REF_energy: what is to be"):
         read_labels([atoms], QUICK)
 
 

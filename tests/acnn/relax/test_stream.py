@@ -155,7 +155,7 @@ def test_an_interruption_says_what_goes_on(monkeypatch: pytest.MonkeyPatch, caps
     assert capsys.readouterr().err == "acnn relax: interrupted; the same command goes on from what kept holds\n"
 
 
-@pytest.mark.parametrize(("folder", "words"), [("kept", "kept are not relaxed again"), (None, "would be kept")])
+@pytest.mark.parametrize(("folder", "words"), [("kept", "$"), (None, "; with a folder for its work .*$")])
 def test_a_file_that_breaks_off_says_where_the_rest_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str | None, words: str
 ):
@@ -167,7 +167,7 @@ def test_a_file_that_breaks_off_says_where_the_rest_is(
     source, out = tmp_path / "in.extxyz", tmp_path / "out.extxyz"
     write(source, random_crystals(15, 3, (2, 2)))
     kept = tmp_path / folder if folder else None
-    with pytest.raises(DataError, match=rf"read; the 2 relaxed before are in .*out\.extxyz\.partial; .*{words}"):
+    with pytest.raises(DataError, match=rf"read; the 2 before it are in .*out\.extxyz\.partial{words}"):
         relax_file(source, out, Morse(), RelaxConfig(), pressure_gpa=0.0, folder=kept)
     assert len(read(tmp_path / "out.extxyz.partial", ":", format="extxyz")) == 2
 
