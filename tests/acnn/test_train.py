@@ -783,7 +783,7 @@ def test_cells_without_room_are_set_aside(edge, usable):
 
 @pytest.mark.parametrize("distance", [0.0, 0.05])
 def test_atoms_on_top_of_each_other_are_set_aside(alloys, distance, monkeypatch):
-    monkeypatch.setattr("acnn.train.labels.SEARCH_ATOMS", 3 * len(alloys[0]))  # searched in several pieces
+    monkeypatch.setattr("acnn.train.distances.SEARCH_ATOMS", 3 * len(alloys[0]))  # searched in several pieces
     bad = Atoms("Cu2", positions=[[0, 0, 0], [distance, 0, 0]], cell=[4, 4, 4], pbc=True)
     bad.calc = SinglePointCalculator(bad, energy=-1.0)
     found = read_labels([*alloys[:5], bad, *alloys[5:], bad], QUICK)
@@ -794,7 +794,7 @@ def test_atoms_on_top_of_each_other_are_set_aside(alloys, distance, monkeypatch)
 def test_a_cell_as_thin_as_a_needle_is_searched_alone(alloys, monkeypatch):
     searched = []
     monkeypatch.setattr(
-        "acnn.train.labels.build_neighbors",
+        "acnn.train.distances.build_neighbors",
         lambda batch, cutoff: searched.append(batch) or build_neighbors(batch, cutoff),
     )
     needle = Atoms("Cu", cell=[1e-3, 20, 20], pbc=True)
@@ -807,7 +807,7 @@ def test_a_cell_as_thin_as_a_needle_is_searched_alone(alloys, monkeypatch):
 
 def test_labels_of_near_atoms_leave_the_repulsion_in_place(alloys):
     near = Atoms("Cu2", positions=[[0, 0, 0], [0.35, 0, 0]], cell=[6, 6, 6], pbc=True)
-    near.calc = SinglePointCalculator(near, energy=0.0, forces=np.zeros((2, 3)))
+    near.calc = SinglePointCalculator(near, energy=0.0, forces=np.full((2, 3), 1e-6))
     potential = train([*alloys, near], model=MODEL, settings=QUICK, seed=0).potential
     force = predict(potential, [near]).forces[0]
     assert force[1, 0] > 10.0
@@ -882,7 +882,8 @@ def test_what_labels_lack_is_counted(alloys, caplog):
     assert result.potential.metadata["trainings"][-1]["lacking"] == expected
 
 
-def test_zeros_that_stand_for_nothing_are_not_learned(alloys, caplog):
+def test_zeros_that_stand_for_nothing_are_not_learned(alloys, caplog, monkeypatch):
+    monkeypatch.setattr("acnn.train.distances.SEARCH_ATOMS", 9)  # searched in several pieces
     frames = [labelled(atoms, forces=np.zeros((4, 3))) for atoms in shaken({})[:8]]
     frames += [labelled(atoms, stress=np.zeros((3, 3))) for atoms in alloys[8:12]] + alloys[12:20]
     found = read_labels(frames, QUICK)
