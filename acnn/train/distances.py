@@ -65,13 +65,12 @@ def not_calculated(labels: Sequence[Label]) -> list[set[str]]:
         In their order; empty sets for what is known, or not said at all.
     """
     found: list[set[str]] = [set() for _ in labels]
-    zero = {n: names for n, label in enumerate(labels) if (names := _zero(label))}
-    frames = [labels[number].atoms for number in zero]
-    numbers = list(zero)
+    numbers = [number for number, label in enumerate(labels) if _zero(label)]
+    frames = [labels[number].atoms for number in numbers]
     for piece in _pieces(frames):
         for place, forces, stress in zip(piece, *_felt([frames[k] for k in piece]), strict=True):
             felt = {"forces": forces > LEAST_FORCE, "stress": stress > LEAST_STRESS}
-            found[numbers[place]] = {name for name in zero[numbers[place]] if felt[name]}
+            found[numbers[place]] = {name for name in _zero(labels[numbers[place]]) if felt[name]}
     return found
 
 

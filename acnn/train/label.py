@@ -195,7 +195,6 @@ def lacks(label: Label, zeros: Collection[str]) -> Iterator[str]:
         other = _other_names("forces", "force", atoms.arrays, [atoms.positions.shape])
         yield ZEROS["forces"] if "forces" in zeros else f"forces ({other})" if other else "forces"
     if label.stress is None:
-        other = _other_names("stress", "stress", atoms.info, [(6,), (9,), (3, 3)])
         if "stress" in zeros:
             yield ZEROS["stress"]
         elif atoms.calc.results.get("stress") is not None:
@@ -205,6 +204,7 @@ def lacks(label: Label, zeros: Collection[str]) -> Iterator[str]:
         elif any("virial" in name.lower() for name in atoms.info):
             yield "stress (there is a virial, which is not read: give the stress in eV/Å^3)"
         else:
+            other = _other_names("stress", "stress", atoms.info, [(6,), (9,), (3, 3)])
             yield f"stress ({other})" if other else "stress"
 
 
